@@ -1,0 +1,123 @@
+"""A model is a folder: model.safetensors (weight norm fused) and config.json. Training state lies elsewhere."""
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from taae.config import ModelConfig, from_dict, load_preset, preset_names
+from taae.model import TAAE
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+logger = logging.getLogger(__name__)
+
+
+def save_model(model: TAAE, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model folder; each file appears whole or not at all. Matrices get `dtype`, vectors stay float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for key, tensor in fused_state(model).items():
+        tensors[key] = tensor.to(dtype if tensor.dim() > 1 else torch.float32).contiguous().cpu()
+    save_file(tensors, folder / f"{WEIGHTS}.tmp")
+    (folder / f"{CONFIG}.tmp").write_text(json.dumps({"model": model.config.as_dict()}, indent=2) + "\n")
+    for name in (WEIGHTS, CONFIG):
+        os.replace(folder / f"{name}.tmp", folder / name)
+
+
+def fused_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of `model` with weight-normed weights replaced by their values, as files hold it."""
+    state = {key: value for key, value in model.state_dict().items() if ".parametrizations." not in key}
+    return state | {f"{name}.weight": module.weight.detach() for name, module in _weight_normed(model)}
+
+
+def load_fused_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of `fused_state`, strict: weight-normed layers split the weight into length and direction again.
+
+    Raises:
+        ValueError: If keys or shapes differ; the text names the first of each.
+    """
+    expected = fused_state(model)
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unknown:
+        raise ValueError(
+            f"weights do not fit the model: missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}"
+        )
+    wrong = [key for key in expected if expected[key].shape != state[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f"weights do not fit the model: {key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        )
+    with torch.no_grad():
+        for name, module in _weight_normed(model):
+            module.weight = state[f"{name}.weight"].to(module.weight)
+        own = model.state_dict()
+        model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+
+
+def _weight_normed(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if parametrize.is_parametrized(module, "weight")]
+
+
+def load_model(source: str | Path) -> tuple[TAAE, bytes]:
+    """A model for inference and its 8-byte identity, from a folder, the name of an embedded model or of a preset.
+
+    A preset without embedded weights gets random ones (seed 0), and a warning says so.
+
+    Raises:
+        ValueError: If there is no such model, or its files are damaged or do not fit.
+    """
+    folder = Path(source)
+    if (PRETRAINED / str(source) / WEIGHTS).is_file():
+        folder = PRETRAINED / str(source)
+    if folder.is_dir():
+        return _load_folder(folder)
+    if str(source) in preset_names():
+        logger.warning("%s has no weights here: they are random, and what it decodes is noise", source)
+        return random_model(load_preset(str(source)))
+    embedded = sorted(path.parent.name for path in PRETRAINED.glob(f"*/{WEIGHTS}"))
+    raise ValueError(
+        f"no model {str(source)!r}; give a folder with {WEIGHTS} and {CONFIG}, an embedded model "
+        f"({', '.join(embedded)}) or a preset ({', '.join(preset_names())})"
+    )
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> tuple[TAAE, bytes]:
+    """A model with random weights, the same for the same seed, and its identity."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TAAE(config)
+    identity = hashlib.sha256(f"random {seed} {config}".encode()).digest()[:8]
+    return model.fuse_weight_norm().eval(), identity
+
+
+def _load_folder(folder: Path) -> tuple[TAAE, bytes]:
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no model folder: it has no {name}")
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged: {error!r}") from None
+    config = from_dict(values, str(folder / CONFIG))
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from None
+    with torch.device("meta"):
+        model = TAAE(config).fuse_weight_norm()
+    model.to_empty(device="cpu")
+    load_fused_state(model, {key: value.float() for key, value in state.items()})
+    # The values as written: a field that a later version adds must not make old `.taae` files unreadable.
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(values, sort_keys=True).encode())
+    return model.eval(), digest.digest()[:8]
