@@ -1,0 +1,1 @@
+"""The Gradio pages, and the player that they share with other pages."""
