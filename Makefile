@@ -34,7 +34,7 @@ lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.app ## Measure the speed of the codec on this machine
-	$(BIN)/python -m workbench.bench $(ARGS)
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 clean: ## Remove the environment, the caches and the builds; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
