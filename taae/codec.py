@@ -124,14 +124,14 @@ class Codec:
         return self._decode_codes(detokenize(tokens.long().to(self.device), self._spec(bottleneck)), progress)
 
     def encode_batch(
-        self, wavs: Sequence[Float[Tensor, "1 n"]], bottleneck: str | BottleneckSpec = "2x5^6"
-    ) -> list[Int64[Tensor, "s k"]]:
+        self, wavs: Sequence[Float[Tensor, "1 _"]], bottleneck: str | BottleneckSpec = "2x5^6"
+    ) -> list[Int64[Tensor, "_ k"]]:
         """Encode items of any lengths; each gets the tokens it has alone, since only equally long ones share a pass."""
         return self._in_equal_groups([wav[None] for wav in wavs], lambda batch: self.encode(batch, bottleneck))
 
     def decode_batch(
-        self, tokens: Sequence[Int64[Tensor, "s k"]], bottleneck: str | BottleneckSpec = "2x5^6"
-    ) -> list[Float[Tensor, "1 n"]]:
+        self, tokens: Sequence[Int64[Tensor, "_ k"]], bottleneck: str | BottleneckSpec = "2x5^6"
+    ) -> list[Float[Tensor, "1 _"]]:
         """The inverse of `encode_batch`."""
         return self._in_equal_groups([item[None] for item in tokens], lambda batch: self.decode(batch, bottleneck))
 
@@ -342,7 +342,7 @@ class Codec:
 
 
 def _undo_gain(wav: Tensor, gain: float) -> np.ndarray:
-    # A file may claim any gain, and far beyond full scale the resampler answers with NaN.
+    # A file may claim any gain; what overflows float32 would come out of the resampler as NaN.
     return (wav[0, 0].double() / gain).clamp(-MAX_PEAK, MAX_PEAK).float().numpy()
 
 

@@ -44,7 +44,7 @@ class DataConfig:
 def pack(manifest: Path, out: Path, sample_rate_hz: int, *, show_progress: bool = True) -> Path:
     """Decode every clip of a manifest into `out`: clips.i2 (int16, mono, -20 LUFS) and index.json.
 
-    Does nothing when `out` already holds this manifest at this rate. A clip that cannot be read is counted in index.json.
+    Does nothing when `out` holds this manifest at this rate. Clips that cannot be read are listed in index.json.
 
     Raises:
         ValueError: If the manifest is missing, or more than 1 % of its clips cannot be read.

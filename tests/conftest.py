@@ -7,7 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from scipy.signal import lfilter
+
+# A busy machine is slow and not wrong.
+settings.register_profile("taae", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("taae")
 
 ROOT = Path(__file__).resolve().parents[1]
 

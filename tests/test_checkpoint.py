@@ -148,7 +148,10 @@ def damage_weights(change):
             lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
             "model.safetensors is damaged",
         ),
-        (damage_weights(lambda state: state.pop("encoder.conv_in.conv.bias")), r"missing \['encoder.conv_in.conv.bias'\]"),
+        (
+            damage_weights(lambda state: state.pop("encoder.conv_in.conv.bias")),
+            r"missing \['encoder.conv_in.conv.bias'\]",
+        ),
         (damage_weights(lambda state: state.update(extra=torch.zeros(1))), r"missing none, unknown \['extra'\]"),
         (
             damage_weights(lambda state: state.update({"encoder.conv_in.conv.bias": torch.zeros(7)})),
@@ -361,7 +364,12 @@ def test_missing_and_broken_files_are_refused(published, tmp_path):
         load_official_model(tmp_path / "absent.json", published.weights_path)
     with pytest.raises(ValueError, match="no weights at"):
         load_official_model(published.config_path, tmp_path / "absent.ckpt")
-    for name, contents in (("a.safetensors", b"nothing"), ("a.ckpt", b"nothing"), ("b.ckpt", b""), ("c.ckpt", b"PK\3\4")):
+    for name, contents in (
+        ("a.safetensors", b"nothing"),
+        ("a.ckpt", b"nothing"),
+        ("b.ckpt", b""),
+        ("c.ckpt", b"PK\3\4"),
+    ):
         (tmp_path / name).write_bytes(contents)
         with pytest.raises(ValueError, match="damaged|no checkpoint"):
             load_official_model(published.config_path, tmp_path / name)

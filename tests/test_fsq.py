@@ -72,7 +72,9 @@ def test_the_grid_is_table_1_and_symmetric(levels):
 
 
 def test_table_1_each_grid_holds_those_before_it():
-    grids = [set(quantize(torch.linspace(-9, 9, 20001)[None, :, None], levels).unique().tolist()) for levels in (3, 5, 9)]
+    grids = [
+        set(quantize(torch.linspace(-9, 9, 20001)[None, :, None], levels).unique().tolist()) for levels in (3, 5, 9)
+    ]
     assert grids[0] == {-1, 0, 1} and grids[1] == {-1, -0.5, 0, 0.5, 1}
     assert grids[2] == {-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1}
     assert grids[0] < grids[1] < grids[2]
@@ -101,7 +103,9 @@ def test_bfloat16_latents_are_rounded_in_full_precision():
     assert (careless.float() != quantize(z, 17)).float().mean() > 0.01
 
 
-@pytest.mark.parametrize(("levels", "why"), [(1, "at least 2, got 1"), ([5, 5], "one per dimension"), ([5, 1, 5], "at least 2")])
+@pytest.mark.parametrize(
+    ("levels", "why"), [(1, "at least 2, got 1"), ([5, 5], "one per dimension"), ([5, 1, 5], "at least 2")]
+)
 def test_impossible_levels_are_refused(levels, why):
     with pytest.raises(ValueError, match=why):
         quantize(latents(1, 4, 3), levels)
@@ -313,9 +317,7 @@ def modes(z: torch.Tensor, levels: int, **options) -> np.ndarray:
 )
 def test_items_are_drawn_in_the_stated_shares(mode, probability, shares):
     generator = torch.Generator().manual_seed(1)
-    drawn = modes(
-        latents(2000, 2, 3), 9, noise_probability=probability, noise_mode=mode, generator=generator
-    )
+    drawn = modes(latents(2000, 2, 3), 9, noise_probability=probability, noise_mode=mode, generator=generator)
     for name, share in shares.items():
         # Four standard deviations of a share of 2000 draws.
         assert abs((drawn == name).mean() - share) <= 4 * math.sqrt(share * (1 - share) / 2000)

@@ -47,8 +47,8 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
         ("paper-540m", 537_263_436),
         ("paper-240m", 239_696_204),
         ("paper-causal", 953_319_756),
-        # A.3 calls this the same count. Two more strided convolutions with 4 * 1024^2 weights, lengths and biases, and 2
-        # more latents in and out, make it 0.9 % more.
+        # A.3 calls this the same count. Two more strided convolutions with 4 * 1024^2 weights, lengths and biases, and
+        # 2 more latents in and out, make it 0.9 % more.
         ("paper-12hz", 953_319_756 + 2 * (4 * 1024**2 + 2 * 1024) + 2 * (2 * 3 * 1024) + 4),
         ("mini", None),
     ],
@@ -151,9 +151,7 @@ def test_the_causal_encoder_never_sees_the_future(sample):
 @pytest.mark.parametrize("frame", [0, 1, 5, 9])
 def test_the_causal_decoder_never_sees_the_future(frame):
     model = tiny(CAUSAL)
-    changed = changed_frames(
-        lambda codes: model.decode_latents(codes).transpose(1, 2), noise(1, 10, 6), frame
-    )
+    changed = changed_frames(lambda codes: model.decode_latents(codes).transpose(1, 2), noise(1, 10, 6), frame)
     assert changed.nonzero()[0].item() == frame * CAUSAL.hop_samples
 
 
@@ -199,7 +197,9 @@ def test_nothing_outside_the_stated_receptive_field_is_seen(config):
         lambda frames: model.encode_latents(frames.reshape(1, 1, -1)), noise(1, num_frames, hop), middle
     )
     decoded = changed_frames(
-        lambda codes: model.decode_latents(codes).reshape(1, num_frames, hop), noise(1, num_frames, config.latent_dim), middle
+        lambda codes: model.decode_latents(codes).reshape(1, num_frames, hop),
+        noise(1, num_frames, config.latent_dim),
+        middle,
     )
     for ahead, behind in (reaches(encoded), reaches(decoded)):
         # What is changed reaches those frames that see it: `after` of them earlier and `before` later.
@@ -279,7 +279,9 @@ def test_the_epsilon_of_layer_norm_caps_its_gain_as_b_1_says(eps, cap):
     norm = LayerNorm(1024, eps).double()
     direction = noise(1, 1, 1024)
     direction = (direction - direction.mean()) / direction.std(correction=0)
-    gains = [float(norm(level * direction).detach().std(correction=0)) / level for level in (1e-9, 1e-4, 1e-1, 1.0, 100.0)]
+    gains = [
+        float(norm(level * direction).detach().std(correction=0)) / level for level in (1e-9, 1e-4, 1e-1, 1.0, 100.0)
+    ]
     assert gains[0] == pytest.approx(cap, rel=1e-4)
     assert max(gains) <= cap * 1.0001 and gains == sorted(gains, reverse=True)
     assert gains[-1] * 100 == pytest.approx(1.0, rel=1e-5)
