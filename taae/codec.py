@@ -158,10 +158,27 @@ class Codec:
         Raises:
             ValueError: If the audio is empty, not finite or of an unknown shape, or the bottleneck is continuous.
         """
-        spec = self._spec(bottleneck)
+        each = self.compress_each(wav, [bottleneck], sample_rate_hz=sample_rate_hz, entropy=entropy, progress=progress)
+        return each[0]
+
+    def compress_each(
+        self,
+        wav: np.ndarray | Tensor,
+        bottlenecks: Sequence[str | BottleneckSpec],
+        *,
+        sample_rate_hz: int | None = None,
+        entropy: bool = False,
+        progress: Progress | None = None,
+    ) -> list[bytes]:
+        """`compress` at several bitrates; the encoder runs once.
+
+        Raises:
+            ValueError: As `compress`.
+        """
+        specs = [self._token_spec(bottleneck) for bottleneck in bottlenecks]
         mono, rate_hz = to_mono(wav), self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
-        at_model_rate = resample(mono, rate_hz, self.sample_rate_hz)
-        return self._compress(at_model_rate, spec, rate_hz, len(mono), entropy, progress)
+        latents, gain = self._analyse(resample(mono, rate_hz, self.sample_rate_hz), progress)
+        return [self._pack(latents, spec, rate_hz, len(mono), gain, entropy) for spec in specs]
 
     def compress_file(
         self,
@@ -179,9 +196,10 @@ class Codec:
             FileNotFoundError: If there is no such file.
             ValueError: As `compress`, or if the file is not audio.
         """
-        spec = self._spec(bottleneck)
+        spec = self._token_spec(bottleneck)
         with mono_memmap(path, self.sample_rate_hz) as (at_model_rate, rate_hz, num_samples):
-            return self._compress(at_model_rate, spec, rate_hz, num_samples, entropy, progress)
+            latents, gain = self._analyse(at_model_rate, progress)
+        return self._pack(latents, spec, rate_hz, num_samples, gain, entropy)
 
     def decompress(self, data: Bytes, *, progress: Progress | None = None) -> Float[Tensor, "1 1 n"]:
         """Decode the bytes of a `.taae` file: as many samples as went in, at their rate and level, within [-1, 1].
@@ -224,12 +242,11 @@ class Codec:
         spec = self._spec(bottleneck)
         mono, rate_hz = to_mono(wav), self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
         at_model_rate = resample(mono, rate_hz, self.sample_rate_hz)
-        gain = self._gain(at_model_rate)
 
         def half(offset: float) -> Progress:
             return lambda done: progress(offset + done / 2) if progress else None
 
-        latents = self._encode_latents(torch.from_numpy(at_model_rate)[None, None], half(0.0), gain)
+        latents, gain = self._analyse(at_model_rate, half(0.0))
         tokens = None if spec.is_continuous else tokenize(latents, spec)
         codes = bottleneck_codes(latents, spec) if tokens is None else detokenize(tokens, spec)
         decoded = self._decode_codes(codes, half(0.5))
@@ -241,27 +258,26 @@ class Codec:
             raise ValueError(f"bottleneck {spec} has {spec.dim} dimensions, {self.name} has {self.config.latent_dim}")
         return spec
 
+    def _token_spec(self, bottleneck: str | BottleneckSpec) -> BottleneckSpec:
+        spec = self._spec(bottleneck)
+        if spec.is_continuous:
+            raise ValueError("a continuous bottleneck has no tokens to store; choose one such as '2x5^6'")
+        return spec
+
     def _num_frames(self, num_samples: int, rate_hz: int) -> int:
         at_model_rate = -(-num_samples * self.sample_rate_hz // rate_hz)
         return -(-at_model_rate // self.hop_samples)
 
-    def _gain(self, at_model_rate: np.ndarray) -> float:
-        """The factor to -20 LUFS, rounded to what a file holds (float32 dB)."""
-        return _from_db(float(np.float32(20 * math.log10(loudness_gain(at_model_rate, self.sample_rate_hz)))))
+    def _analyse(self, at_model_rate: np.ndarray, progress: Progress | None) -> tuple[Float[Tensor, "1 s d"], float]:
+        """Latents of mono audio (n,) at the model's rate brought to -20 LUFS, and the gain that did it."""
+        # Rounded to what a file holds, float32 dB, so that a file and `reconstruct` agree.
+        gain = _from_db(float(np.float32(20 * math.log10(loudness_gain(at_model_rate, self.sample_rate_hz)))))
+        return self._encode_latents(torch.from_numpy(at_model_rate)[None, None], progress, gain), gain
 
-    def _compress(
-        self,
-        at_model_rate: np.ndarray,
-        spec: BottleneckSpec,
-        rate_hz: int,
-        num_samples: int,
-        entropy: bool,
-        progress: Progress | None,
+    def _pack(
+        self, latents: Tensor, spec: BottleneckSpec, rate_hz: int, num_samples: int, gain: float, entropy: bool
     ) -> bytes:
-        if spec.is_continuous:
-            raise ValueError("a continuous bottleneck has no tokens to store; choose one such as '2x5^6'")
-        gain = self._gain(at_model_rate)
-        tokens = tokenize(self._encode_latents(torch.from_numpy(at_model_rate)[None, None], progress, gain), spec)[0]
+        tokens = tokenize(latents, spec)[0]
         header = Header(
             model_id=self.model_id,
             sample_rate_hz=rate_hz,
@@ -303,6 +319,10 @@ class Codec:
             if not piece.isfinite().all():
                 raise ValueError(f"wav holds {int((~piece.isfinite()).sum())} values that are NaN or infinite")
             latents = self.model.encode_latents(piece.to(self.device, self.dtype))
+            if not latents.isfinite().all():
+                raise RuntimeError(
+                    f"{self.name} gave NaN or infinite latents in {self.dtype}; use float32, check weights"
+                )
             pieces.append(latents[:, start - first : stop - first].float())
         return torch.cat(pieces, dim=1)
 

@@ -470,3 +470,16 @@ def test_the_main_model_encodes_and_decodes_ten_seconds_in_float32_and_bfloat16(
         decoded[dtype] = codec.decode(tokens)
         assert decoded[dtype].shape == (1, 1, 160_000) and decoded[dtype].isfinite().all()
     assert ratio_db(decoded["float32"].numpy(), decoded["bfloat16"].numpy()) > 20  # 8 bits of mantissa, 28 layers
+
+
+def test_compressing_at_several_bitrates_at_once_gives_the_files_of_each(codec, speech):
+    wav = speech(1.3)
+    specs = ["1x6^6", "2x5^6", "4x3^6"]
+    assert codec.compress_each(wav, specs) == [codec.compress(wav, spec) for spec in specs]
+
+
+def test_a_model_that_gives_nan_is_an_error_and_not_tokens(codec):
+    broken = Codec(*random_model(codec.config))
+    broken.model.encoder.conv_out.conv.bias.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="NaN or infinite latents"):
+        broken.encode(torch.zeros(1, 1, 1000))

@@ -33,6 +33,8 @@ BOTTLENECKS = ("1x6^6", "1x17^6", "2x5^6", "4x3^6", "continuous")
 _MAX_FULL_RATE_SAMPLES = 180 * 48000
 _LISTENING_RATES_HZ = (8000, 48000)  # what every browser can play
 
+_ENCODING = 0.25  # share of the progress bar; decoding and measuring each version take the rest
+
 _METRICS = ("stoi", "pesq_raw_nb", "si_sdr", "mel_distance", "stft_distance")
 
 
@@ -159,12 +161,13 @@ def compare(codec: "Codec", path: Path, bottlenecks: Sequence[str], progress: Pr
         notes.append(f"Played here at {rate_hz / 1000:g} kHz; the .taae files decode to {source_rate_hz / 1000:g} kHz.")
     original = _at_rate(wav, source_rate_hz, rate_hz)
     reference = _at_rate(wav, source_rate_hz, metrics.RATE_HZ)
+    files = _compressed(codec, wav, specs, source_rate_hz, progress)
     versions = []
     for index, spec in enumerate(specs):
         label = bitrate_label(spec, codec.frame_rate_hz)
         where = "without a quantiser" if spec == "continuous" else f"at {label}"
         report = _part_of(progress, index, len(specs), where)
-        coded, data, tokens, payload_bits = _through_codec(codec, wav, spec, source_rate_hz, report)
+        coded, tokens, payload_bits = _decoded(codec, wav, files.get(spec), source_rate_hz, report)
         report(0.8, "Measuring")
         reasons: dict[str, str] = {}
         scores = _score(reference, _at_rate(coded, source_rate_hz, metrics.RATE_HZ), reasons)
@@ -173,7 +176,7 @@ def compare(codec: "Codec", path: Path, bottlenecks: Sequence[str], progress: Pr
                 label=label,
                 bottleneck=spec,
                 wav=_at_rate(coded, source_rate_hz, rate_hz),
-                data=data,
+                data=files.get(spec),
                 tokens=tokens,
                 payload_bits=payload_bits,
                 scores=scores,
@@ -242,20 +245,34 @@ def open_taae(codec: "Codec", path: Path, progress: Progress | None = None) -> C
     )
 
 
-def _through_codec(
-    codec: "Codec", wav: np.ndarray, spec: str, rate_hz: int, report: Progress
-) -> tuple[np.ndarray, bytes | None, np.ndarray | None, int | None]:
-    """Gives the decoded wav (n,), the file, its tokens and their packed bits."""
-    report(0.0, "Coding")
-    if spec == "continuous":
-        coded, _ = codec.reconstruct(
-            wav, spec, sample_rate_hz=rate_hz, progress=lambda part: report(0.8 * part, "Coding")
-        )
-        return audio.to_mono(coded), None, None, None
-    data = codec.compress(wav, spec, sample_rate_hz=rate_hz, progress=lambda part: report(0.4 * part, "Coding"))
-    coded = codec.decompress(data, progress=lambda part: report(0.4 + 0.4 * part, "Coding"))
+def _compressed(
+    codec: "Codec", wav: np.ndarray, specs: Sequence[str], rate_hz: int, progress: Progress
+) -> dict[str, bytes]:
+    """The file of every bottleneck that has one; the encoder runs once for all."""
+    stored = [spec for spec in specs if spec != "continuous"]
+    if not stored:
+        return {}
+
+    def report(part: float) -> None:
+        progress(_ENCODING * part, "Encoding")
+
+    return dict(zip(stored, codec.compress_each(wav, stored, sample_rate_hz=rate_hz, progress=report), strict=True))
+
+
+def _decoded(
+    codec: "Codec", wav: np.ndarray, data: bytes | None, rate_hz: int, report: Progress
+) -> tuple[np.ndarray, np.ndarray | None, int | None]:
+    """Gives the decoded wav (n,), its tokens and their packed bits; without a file, the continuous version of `wav`."""
+
+    def tell(part: float) -> None:
+        report(0.8 * part, "Decoding")
+
+    tell(0.0)
+    if data is None:
+        coded, _ = codec.reconstruct(wav, "continuous", sample_rate_hz=rate_hz, progress=tell)
+        return audio.to_mono(coded), None, None
     header, tokens = bitstream.unpack(data)
-    return audio.to_mono(coded), data, tokens, header.packed_payload_bits
+    return audio.to_mono(codec.decompress(data, progress=tell)), tokens, header.packed_payload_bits
 
 
 def _equal_sounds(versions: Sequence[Version]) -> list[str]:
@@ -345,7 +362,10 @@ def _score(reference: np.ndarray, coded: np.ndarray, reasons: dict[str, str]) ->
 
 
 def _part_of(progress: Progress, index: int, count: int, where: str) -> Progress:
-    return lambda fraction, what: progress((index + fraction) / count, f"{what} {where}")
+    def report(fraction: float, what: str) -> None:
+        progress(_ENCODING + (1 - _ENCODING) * (index + fraction) / count, f"{what} {where}")
+
+    return report
 
 
 def _no_progress(fraction: float, what: str) -> None:

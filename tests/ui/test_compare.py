@@ -111,7 +111,7 @@ def test_progress_rises_from_0_to_1_and_says_what_is_done(tiny_codec, example):
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
     said = [what for _, what in calls]
-    assert {"Coding at 0.4 kbit/s", "Measuring without a quantiser"} <= set(said)
+    assert {"Encoding", "Decoding at 0.4 kbit/s", "Measuring without a quantiser"} <= set(said)
 
 
 def _bad_files(folder, speech):
