@@ -4,7 +4,9 @@ Everything here is numpy; a `wav` is float32, `(channels, n)` for a file and `(n
 """
 
 import os
+from collections.abc import Iterable
 from io import BufferedIOBase, BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -151,6 +153,17 @@ def _read(file: BufferedIOBase, name: str) -> tuple[np.ndarray, int]:
     return wav, rate
 
 
+def check_rates(*rates_hz: int) -> None:
+    """Refuse sample rates that are not whole numbers from 1 kHz to 768 kHz.
+
+    Raises:
+        ValueError: As it says.
+    """
+    for rate in rates_hz:
+        if int(rate) != rate or not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+            raise ValueError(f"a sample rate must be a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, got {rate}")
+
+
 def resample(wav: Float[np.ndarray, "*b n"], from_hz: int, to_hz: int) -> Float32[np.ndarray, "*b m"]:
     """Change the sample rate with soxr's very-high-quality linear-phase filter, without delay.
 
@@ -165,9 +178,7 @@ def resample(wav: Float[np.ndarray, "*b n"], from_hz: int, to_hz: int) -> Float3
     Raises:
         ValueError: If a rate is not a whole number from 1 kHz to 768 kHz.
     """
-    for rate in (from_hz, to_hz):
-        if int(rate) != rate or not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-            raise ValueError(f"a sample rate must be a whole number from {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz, got {rate}")
+    check_rates(from_hz, to_hz)
     wav = np.asarray(wav, dtype=np.float32)
     from_hz, to_hz = int(from_hz), int(to_hz)
     if from_hz == to_hz:
@@ -211,35 +222,45 @@ def save_wav(
         raise ValueError(f"cannot write audio as {suffix!r}; choose one of {', '.join(FORMATS)}")
     if is_float and suffix != "wav":
         raise ValueError(f"only wav holds floats here, not {suffix}")
-    # Encoded in memory: libsndfile goes back to the header, which a pipe cannot.
-    data = _encode(as_channels(wav), sample_rate_hz, suffix, is_float)
+    data = encode_blocks([as_channels(wav)], sample_rate_hz, suffix, is_float=is_float)
     if is_path:
         write_atomic(target, data, force=force)
     else:
         target.write(data)
 
 
-def _encode(channels: np.ndarray, sample_rate_hz: int, suffix: str, is_float: bool) -> bytes:
-    container, subtype = FORMATS[suffix]
-    file = BytesIO()
+def encode_blocks(
+    blocks: Iterable[Float32[np.ndarray, "c _"]], sample_rate_hz: int, file_format: str, *, is_float: bool = False
+) -> bytes:
+    """The bytes of an audio file from consecutive blocks `(channels, n)`, at least one; see `save_wav`.
+
+    In memory, because libsndfile goes back to the header, which a pipe cannot.
+
+    Raises:
+        ValueError: If the format cannot hold this audio.
+    """
+    container, subtype = FORMATS[file_format]
+    file, blocks = BytesIO(), iter(blocks)
+    first = next(blocks)
     try:
         with soundfile.SoundFile(
-            file, "w", sample_rate_hz, len(channels), "FLOAT" if is_float else subtype, format=container
+            file, "w", sample_rate_hz, len(first), "FLOAT" if is_float else subtype, format=container
         ) as sound:
-            # In pieces: libsndfile 1.2.2 overflows its stack when it gets a long Vorbis file at once.
-            for start in range(0, channels.shape[1], _CHUNK_SAMPLES // 16):
-                piece = channels[:, start : start + _CHUNK_SAMPLES // 16].T
-                if subtype == "PCM_16" and not is_float:
-                    # libsndfile scales by 32767 here, which would change a 16-bit file that passes through.
-                    piece = np.clip(np.rint(piece * 32768), -32768, 32767).astype(np.int16)
-                elif not is_float:
-                    piece = np.clip(piece, -1, 1)
-                sound.write(piece)
+            for block in chain([first], blocks):
+                # In pieces: libsndfile 1.2.2 overflows its stack when it gets a long Vorbis file at once.
+                for start in range(0, block.shape[1], _CHUNK_SAMPLES // 16):
+                    piece = block[:, start : start + _CHUNK_SAMPLES // 16].T
+                    if subtype == "PCM_16" and not is_float:
+                        # libsndfile scales by 32767 here, which would change a 16-bit file that passes through.
+                        piece = np.clip(np.rint(piece * 32768), -32768, 32767).astype(np.int16)
+                    elif not is_float:
+                        piece = np.clip(piece, -1, 1)
+                    sound.write(piece)
         return file.getvalue()
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise ValueError(
-            f"cannot write {len(channels)} channels at {sample_rate_hz} Hz as {suffix}: {reason}"
+            f"cannot write {len(first)} channels at {sample_rate_hz} Hz as {file_format}: {reason}"
         ) from None
 
 

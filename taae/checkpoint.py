@@ -96,9 +96,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> tuple[TAAE, bytes]:
     """A model with random weights, the same for the same seed, and its identity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TAAE(config)
+        model = TAAE(config, is_fused=True)
     identity = hashlib.sha256(f"random {seed} {config}".encode()).digest()[:8]
-    return model.fuse_weight_norm().eval(), identity
+    return model.eval(), identity
 
 
 def _load_folder(folder: Path) -> tuple[TAAE, bytes]:
@@ -115,7 +115,7 @@ def _load_folder(folder: Path) -> tuple[TAAE, bytes]:
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from None
     with torch.device("meta"):
-        model = TAAE(config).fuse_weight_norm()
+        model = TAAE(config, is_fused=True)
     model.to_empty(device="cpu")
     load_fused_state(model, {key: value.float() for key, value in state.items()})
     # The values as written: a field that a later version adds must not make old `.taae` files unreadable.

@@ -1,6 +1,5 @@
 """The verbs that turn files into files: compress, decompress, encode, decode."""
 
-import io
 import json
 import logging
 import os
@@ -198,19 +197,20 @@ def _audio_format(source: str, target: str, chosen: str | None) -> str:
 def _compress(codec: "Codec", source: str, bottleneck: str, progress: Progress, *, entropy: bool = False) -> bytes:
     from taae.audio import load_wav
 
-    wav, sample_rate_hz = load_wav(read_bytes(STREAM) if source == STREAM else source)
+    if source != STREAM:
+        return codec.compress_file(source, bottleneck, entropy=entropy, progress=progress)
+    wav, sample_rate_hz = load_wav(read_bytes(STREAM))
     return codec.compress(wav, bottleneck, sample_rate_hz=sample_rate_hz, entropy=entropy, progress=progress)
 
 
 def _decompress(
     codec: "Codec", data: bytes, file_format: str, record: dict[str, Any], progress: Progress
 ) -> tuple[bytes, dict[str, Any]]:
-    from taae.audio import save_wav
+    from taae.audio import encode_blocks
 
-    wav = codec.decompress(data, progress=progress)
-    file = io.BytesIO()
-    save_wav(file, wav, record["sample_rate_hz"], file_format=file_format)
-    return file.getvalue(), record | {"output_bytes": len(file.getvalue())}
+    blocks = (block[None] for block in codec.decompress_blocks(data, progress=progress))
+    encoded = encode_blocks(blocks, record["sample_rate_hz"], file_format)
+    return encoded, record | {"output_bytes": len(encoded)}
 
 
 def _run(plan: tuple[list[Job], list[Job]], convert: batch.Convert, force: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from taae.audio import as_channels
+from taae.audio import check_rates
 
 _BLOCK_SAMPLES = 1 << 20
 
@@ -34,7 +34,9 @@ def mono_memmap(path: str | os.PathLike, rate_hz: int) -> Iterator[tuple[np.ndar
                     nonlocal num_samples
                     while len(block := sound.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
                         num_samples += len(block)
-                        yield as_channels(block.T).mean(axis=0, dtype=np.float32)
+                        if not np.isfinite(block).all():
+                            raise ValueError("it holds values that are NaN or infinite")
+                        yield block.T.mean(axis=0, dtype=np.float32)
 
                 for block in resample_blocks(blocks(), source_rate_hz, rate_hz):
                     scratch.write(block.tobytes())
@@ -48,6 +50,7 @@ def mono_memmap(path: str | os.PathLike, rate_hz: int) -> Iterator[tuple[np.ndar
 
 def resample_blocks(blocks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
     """`audio.resample` on consecutive blocks (n,): the same ceil(n * to_hz / from_hz) samples in all."""
+    check_rates(from_hz, to_hz)
     if from_hz == to_hz:
         yield from blocks
         return

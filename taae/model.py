@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import weight_norm
 
 from taae.attention import Backend, rotary_angles, rotate, window_attention
 from taae.config import ModelConfig
@@ -106,7 +105,7 @@ class Layers(nn.ModuleList):
 
 
 class Conv(nn.Module):
-    """Weight-normed convolution over time on (b, t, channels): stride 1, or 2x and more downsampling.
+    """Convolution over time on (b, t, channels): stride 1, or 2x and more downsampling.
 
     Centred padding as published; all of it before the signal when causal (A.4).
     """
@@ -115,23 +114,20 @@ class Conv(nn.Module):
         super().__init__()
         total = kernel - stride
         self.padding = (total, 0) if is_causal else ((total + 1) // 2, total // 2 if stride == 1 else (total + 1) // 2)
-        self.conv = weight_norm(nn.Conv1d(dim_in, dim_out, kernel, stride=stride, bias=bias))
+        self.conv = nn.Conv1d(dim_in, dim_out, kernel, stride=stride, bias=bias)
 
     def forward(self, stream: Tensor) -> Tensor:
         return self.conv(F.pad(stream.transpose(1, 2), self.padding)).transpose(1, 2)
 
 
 class ConvTransposed(nn.Module):
-    """Weight-normed transposed convolution: exactly `stride` frames out for each frame in.
-
-    The weight norm runs over dimension 0, which here is the *input* channel, as published.
-    """
+    """Transposed convolution: exactly `stride` frames out for each frame in."""
 
     def __init__(self, width: int, *, stride: int, is_causal: bool) -> None:
         super().__init__()
         self.stride = stride
         self.skip = 0 if is_causal else (stride + 1) // 2
-        self.conv = weight_norm(nn.ConvTranspose1d(width, width, 2 * stride, stride=stride))
+        self.conv = nn.ConvTranspose1d(width, width, 2 * stride, stride=stride)
 
     def forward(self, stream: Tensor) -> Tensor:
         full = self.conv(stream.transpose(1, 2))
@@ -185,16 +181,30 @@ class Decoder(nn.Module):
 class TAAE(nn.Module):
     """Encoder and decoder of a `ModelConfig`; the bottleneck between them is in `taae.fsq`.
 
+    Every convolution is weight-normed for training, over dimension 0 as published; of the transposed ones that is the
+    *input* channel.
+
+    Args:
+        config: Sizes, window and the rest.
+        is_fused: Build plain convolutions, for inference on the weights that `fuse_weight_norm` leaves.
+
     Attributes:
         backend: Attention backend of every layer; "auto" decides by device and logs it once.
     """
 
-    def __init__(self, config: ModelConfig, backend: Backend = "auto") -> None:
+    def __init__(self, config: ModelConfig, *, is_fused: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.backend: Backend = backend
+        self.backend: Backend = "auto"
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        if not is_fused:
+            # Imported here because it brings in torch's compiler, 1.5 s of processor time that inference can save.
+            from torch.nn.utils.parametrizations import weight_norm
+
+            for module in self.modules():
+                if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+                    weight_norm(module)
 
     def encode_latents(self, wav: Float[Tensor, "b 1 n"]) -> Float[Tensor, "b s d"]:
         """Audio at the model's rate to latents before tanh, s = ceil(n / hop_samples); the end is zero-padded."""

@@ -48,7 +48,7 @@ def load_official_model(config_path: str | Path, weights_path: str | Path) -> tu
     state = _without_prefix(_one_spelling(_read_weights(Path(weights_path))))
     converted = convert_state(state, config)
     with torch.device("meta"):
-        model = TAAE(config).fuse_weight_norm()
+        model = TAAE(config, is_fused=True)
     model.to_empty(device="cpu")
     load_fused_state(model, converted)
     # What the weights do not say by their names and shapes.
