@@ -11,6 +11,7 @@ import torch
 import taae
 from taae.config import load_preset
 from taae.data import DataConfig
+from taae.fsq import quantize
 from taae.losses import ReconstructionLossConfig
 from taae.train import TrainConfig, Trainer, learning_rate_factor, load_config, model_config, train
 
@@ -47,6 +48,20 @@ def test_a_few_steps_lower_the_loss(data, tmp_path, is_bf16):
     losses = [row["mel"] + row["magnitude"] + row["wav"] for row in steps(trainer, 30)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert all(math.isfinite(value) for value in losses)
+
+
+def test_the_saved_model_decodes_at_the_level_of_its_targets(data, tmp_path):
+    trainer = Trainer(TINY, tmp_path / "run", data)
+    wav = torch.from_numpy(trainer.crops.batch(0))
+    steps(trainer, 10)
+    with torch.no_grad():
+        # Twice as loud as the training leaves it, so that there is something to match.
+        key = "decoder.conv_out.conv.parametrizations.weight.original0"
+        trainer.average[key] *= 2
+        model = trainer.averaged_model()
+        decoded = model.decode_latents(quantize(model.encode_latents(wav), 17))
+    # Other crops than those it was matched on
+    assert decoded.std() / wav.std() == pytest.approx(1, abs=0.3)
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(data, tmp_path):
@@ -101,7 +116,7 @@ def test_the_log_holds_means_also_after_a_resumed_step(data, tmp_path):
 def test_the_saved_model_is_the_average(data, tmp_path):
     (tmp_path / "run").mkdir()
     trainer = Trainer(TINY, tmp_path / "run", data)
-    name, parameter = "decoder.conv_out.conv.parametrizations.weight.original0", None
+    name = "encoder.conv_in.conv.parametrizations.weight.original0"
     parameter = dict(trainer.model.named_parameters())[name]
     expected = parameter.detach().clone()
     for step in range(3):
@@ -110,7 +125,7 @@ def test_the_saved_model_is_the_average(data, tmp_path):
         expected = decay * expected + (1 - decay) * parameter.detach()
     torch.testing.assert_close(trainer.average[name], expected)
     trainer.save()
-    saved = taae.load(tmp_path / "run" / "model").model.decoder.conv_out.conv.weight
+    saved = taae.load(tmp_path / "run" / "model").model.encoder.conv_in.conv.weight
     torch.testing.assert_close(saved.flatten(1).norm(dim=1), expected.flatten().abs())
 
 
