@@ -29,8 +29,6 @@ class DataConfig:
         batch_size: Crops per step.
         loudness_range_db: Crops are scaled by a uniform draw of +- this (5 in the paper).
         speed_range: Half of the crops are resampled by a factor of 1 +- this, which moves pitch and formants.
-        max_share: A corpus with a larger share of the total duration is drawn as if it had this share of it, so that a
-            narrow one does not dominate.
     """
 
     manifest: str = "speech/train/manifest.jsonl"
@@ -38,7 +36,6 @@ class DataConfig:
     batch_size: int = 16
     loudness_range_db: float = 5.0
     speed_range: float = 0.15
-    max_share: float = 1.0
 
 
 def pack(manifest: Path, out: Path, sample_rate_hz: int, *, show_progress: bool = True) -> Path:
@@ -70,7 +67,7 @@ def pack(manifest: Path, out: Path, sample_rate_hz: int, *, show_progress: bool 
             mono = resample(to_mono(wav).reshape(-1), rate_hz, sample_rate_hz)
             mono = mono * loudness_gain(mono, sample_rate_hz) / _FULL_SCALE
             file.write(np.round(mono.clip(-1, 1) * 32767).astype("<i2").tobytes())
-            clips.append({"id": row["id"], "offset": offset, "samples": len(mono), "corpus": row.get("corpus", "")})
+            clips.append({"id": row["id"], "offset": offset, "samples": len(mono)})
             offset += len(mono)
     if len(failed) > 0.01 * len(rows):
         raise ValueError(f"{len(failed)} of {len(rows)} clips cannot be read, first {failed[0]}")
@@ -90,8 +87,7 @@ class Crops:
         self.segment_samples = round(config.segment_s * self.sample_rate_hz)
         self.clips = index["clips"]
         self.samples = np.memmap(packed / "clips.i2", dtype="<i2", mode="r")
-        lengths = np.array([clip["samples"] for clip in self.clips], dtype=np.float64)
-        self.cumulative = np.cumsum(_limit_shares(lengths, [c["corpus"] for c in self.clips], config.max_share))
+        self.cumulative = np.cumsum([clip["samples"] for clip in self.clips])
 
     def batch(self, step: int) -> np.ndarray:
         """Crops for one step, (batch_size, 1, segment_samples) float32; clips too short are padded with zeros."""
@@ -116,13 +112,3 @@ class Crops:
         crop = crop[: self.segment_samples] * 10 ** (rng.uniform(-1, 1) * self.config.loudness_range_db / 20)
         before = int(rng.integers(0, self.segment_samples - len(crop) + 1))
         return np.pad(crop, (before, self.segment_samples - len(crop) - before)).astype(np.float32)
-
-
-def _limit_shares(lengths: np.ndarray, corpora: list[str], max_share: float) -> np.ndarray:
-    """Scale down the weights of corpora whose share of the total duration is above `max_share`."""
-    weights = lengths.copy()
-    names = np.array(corpora)
-    for name in set(corpora):
-        share = lengths[names == name].sum() / lengths.sum()
-        weights[names == name] *= min(1.0, max_share / share)
-    return weights
