@@ -15,7 +15,7 @@ from taae import __version__
 from taae.batch import STREAM
 from taae.cli_convert import compress, decode, decompress, encode
 from taae.cli_eval import evaluate
-from taae.cli_options import read_bytes, refuse_terminals
+from taae.cli_options import Dtype, DtypeOption, Force, Model, OfficialConfig, load_codec, read_bytes, refuse_terminals
 from taae.cli_output import complain, explain, say
 
 logger = logging.getLogger("taae.cli")  # __name__ is "__main__" under `python -m`
@@ -108,6 +108,31 @@ def train(
     from taae.train import train as run_training
 
     run_training(load_config(config), run, shared, resume=resume)
+
+
+@app.command()
+def convert(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The new model folder.")],
+    model: Model = "mini",
+    official_config: OfficialConfig = None,
+    dtype: DtypeOption = Dtype.float32,
+    force: Force = False,
+) -> None:
+    """Write a model as a folder of its own: a published checkpoint, or a trained one in a smaller number format.
+
+    Of a half-precision folder the matrices are rounded; it runs in float32 all the same.
+    """
+    import torch
+
+    from taae.batch import check_folder
+    from taae.checkpoint import save_model
+
+    check_folder(str(out))
+    if out.exists() and not force:
+        raise FileExistsError(f"{out} exists; choose another name, or --force to overwrite it")
+    codec = load_codec(model, official_config, "cpu", Dtype.float32)
+    save_model(codec.model, out, getattr(torch, dtype.value))
+    say(f"{out}: {codec.name}, {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from taae.audio import MAX_PEAK, loudness_gain, resample, to_mono
-from taae.bitstream import BitstreamError, Bytes, Header, expect_model, pack, unpack
+from taae.audio import MAX_PEAK, check_rates, loudness_gain, resample, to_mono
+from taae.bitstream import BitstreamError, Bytes, Header, expect_model, pack, read_header, unpack
 from taae.checkpoint import load_model
 from taae.config import BottleneckSpec
 from taae.fsq import bottleneck_codes, detokenize, tokenize
@@ -176,7 +176,7 @@ class Codec:
             ValueError: As `compress`.
         """
         specs = [self._token_spec(bottleneck) for bottleneck in bottlenecks]
-        mono, rate_hz = to_mono(wav), self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
+        mono, rate_hz = to_mono(wav), self._rate(sample_rate_hz)
         latents, gain = self._analyse(resample(mono, rate_hz, self.sample_rate_hz), progress)
         return [self._pack(latents, spec, rate_hz, len(mono), gain, entropy) for spec in specs]
 
@@ -240,7 +240,7 @@ class Codec:
             ValueError: As `compress`.
         """
         spec = self._spec(bottleneck)
-        mono, rate_hz = to_mono(wav), self.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
+        mono, rate_hz = to_mono(wav), self._rate(sample_rate_hz)
         at_model_rate = resample(mono, rate_hz, self.sample_rate_hz)
 
         def half(offset: float) -> Progress:
@@ -251,6 +251,12 @@ class Codec:
         codes = bottleneck_codes(latents, spec) if tokens is None else detokenize(tokens, spec)
         decoded = self._decode_codes(codes, half(0.5))
         return self._restore(decoded, len(mono), rate_hz, gain), None if tokens is None else tokens[0].cpu()
+
+    def _rate(self, sample_rate_hz: int | None) -> int:
+        if sample_rate_hz is None:
+            return self.sample_rate_hz
+        check_rates(sample_rate_hz)
+        return int(sample_rate_hz)  # 16000.0 is whole too
 
     def _spec(self, bottleneck: str | BottleneckSpec) -> BottleneckSpec:
         spec = BottleneckSpec.parse(bottleneck)
@@ -289,7 +295,7 @@ class Codec:
         return pack(header, tokens.cpu().numpy(), entropy=entropy)
 
     def _unpack(self, data: Bytes) -> tuple[Header, Float[Tensor, "1 s d"]]:
-        header, tokens = unpack(data)
+        header = read_header(data)
         expect_model(header, self.model_id, self.name)
         wanted = self._num_frames(header.num_samples, header.sample_rate_hz)
         if wanted != header.num_frames:
@@ -297,6 +303,7 @@ class Codec:
                 f"{header.num_samples} samples at {header.sample_rate_hz} Hz are {wanted} frames of {self.name}, "
                 f"the file has {header.num_frames}; a faulty program wrote it"
             )
+        _, tokens = unpack(data)  # last, since a few bytes of entropy-coded tokens may claim to be days
         return header, detokenize(torch.from_numpy(tokens)[None].to(self.device), header.bottleneck)
 
     def _restore(self, wav: Tensor, num_samples: int, rate_hz: int, gain: float) -> Tensor:
@@ -310,8 +317,10 @@ class Codec:
             raise ValueError(
                 f"wav must be (batch, 1, samples), got {tuple(wav.shape)}; for stereo, average the channels"
             )
-        if wav.shape[-1] == 0:
+        if wav.numel() == 0:
             raise ValueError(f"wav is empty: shape {tuple(wav.shape)}")
+        if not wav.is_floating_point():
+            raise ValueError(f"wav must hold floats in [-1, 1], got {wav.dtype}; divide int16 by 32768")
         hop = self.hop_samples
         pieces = []
         for start, stop, first, last in self._pieces(-(-wav.shape[-1] // hop), progress):

@@ -71,6 +71,7 @@ def pack(manifest: Path, out: Path, sample_rate_hz: int, *, show_progress: bool 
             offset += len(mono)
     if len(failed) > 0.01 * len(rows):
         raise ValueError(f"{len(failed)} of {len(rows)} clips cannot be read, first {failed[0]}")
+    index_path.unlink(missing_ok=True)  # it must never describe other clips, wherever this stops
     os.replace(out / "clips.tmp", out / "clips.i2")
     index = {"manifest_sha256": digest, "sample_rate_hz": sample_rate_hz, "failed": failed, "clips": clips}
     index_path.write_text(json.dumps(index))

@@ -255,6 +255,22 @@ def test_a_published_checkpoint_is_a_model_too(shared, corpus, tmp_path):
     assert row["tokens_shape"] == [-(-16_160 // 80), 1]  # patches of 40 samples, stride 2
 
 
+def test_convert_writes_a_published_checkpoint_as_a_folder_of_half_the_size(shared, tmp_path):
+    folder = shared / "reference" / "golden" / "tiny"
+    arguments = ["--official-config", folder / "config.json", "--model", folder / "state_dict.safetensors"]
+    succeed("convert", tmp_path / "full", *arguments)
+    succeed("convert", tmp_path / "half", "--model", tmp_path / "full", "--dtype", "bfloat16")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.52 * sizes[0]
+    full, half = (load_model(tmp_path / name)[0] for name in ("full", "half"))
+    direct, _ = load_official_model(folder / "config.json", folder / "state_dict.safetensors")
+    wav = 0.1 * torch.randn(1, 1, 1600)
+    assert torch.equal(full.encode_latents(wav), direct.encode_latents(wav))
+    # bfloat16 has 8 bits of mantissa
+    torch.testing.assert_close(half.encode_latents(wav), full.encode_latents(wav), atol=0.1, rtol=0.05)
+    assert "exists" in complaint(taae("convert", tmp_path / "half", "--model", tmp_path / "full"))
+
+
 def test_stdin_and_stdout_carry_the_same_bytes_as_files(corpus, compressed, decompressed, model):
     wav = (corpus / "plain.wav").read_bytes()
     data = succeed("compress", "-", "-", "--model", model, stdin=wav)

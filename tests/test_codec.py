@@ -223,10 +223,17 @@ def test_encode_refuses_what_is_no_batch_of_audio(codec, unchecked):
         (torch.zeros(1, 2, 100), r"must be \(batch, 1, samples\), got \(1, 2, 100\)"),
         (torch.zeros(100), "must be"),
         (torch.zeros(1, 1, 0), "empty"),
+        (torch.zeros(0, 1, 100), "empty"),
+        (torch.zeros(1, 1, 100, dtype=torch.int16), "divide int16 by 32768"),
         (torch.full((1, 1, 100), torch.nan), "100 values that are NaN"),
     ):
         with pytest.raises(ValueError, match=why):
             codec.encode(wav)
+
+
+def test_a_whole_rate_may_be_a_float(codec, speech, unchecked):
+    wav = speech(0.2, 22050)
+    assert codec.compress(wav, sample_rate_hz=22050.0) == codec.compress(wav, sample_rate_hz=22050)
 
 
 @pytest.mark.parametrize("rate_hz", [0, -16000, 999, 10**6, 16000.5])
@@ -378,6 +385,13 @@ def test_a_file_of_another_model_is_refused(codec, speech):
         other.decompress(data)
     with pytest.raises(BitstreamError, match="model"):
         other.decompress_blocks(data)
+
+
+def test_the_tokens_of_a_file_of_another_model_are_not_even_read(codec, speech, monkeypatch):
+    data = codec.compress(speech(0.2), entropy=True)
+    monkeypatch.setattr("taae.codec.unpack", None)
+    with pytest.raises(BitstreamError, match="model"):
+        Codec(*random_model(TINY, seed=1)).decompress(data)
 
 
 def test_a_file_whose_frames_and_samples_disagree_is_refused(codec):

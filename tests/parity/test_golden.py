@@ -41,7 +41,7 @@ def golden(shared) -> Golden:
 
 
 def assert_near(ours: torch.Tensor, published: torch.Tensor, atol: float = 2e-5) -> None:
-    """float32 through four layers; the issue asks for 1e-4."""
+    """float32 through four layers; 1e-4 is asked for."""
     torch.testing.assert_close(ours.detach(), published, rtol=0, atol=atol)
 
 

@@ -121,13 +121,13 @@ def _bad_files(folder, speech):
     save_wav(folder / "long.wav", np.zeros(1000 * 601, np.float32), 1000)
     (folder / "large.wav").write_bytes(b"RIFF")
     with (folder / "large.wav").open("r+b") as file:
-        file.truncate(51 * 2**20)
+        file.truncate(65 * 2**20)
     return {
         "nonsense.wav": "cannot read nonsense.wav as audio",
         "empty.wav": "empty.wav is empty",
         "short.wav": "lasts 10 ms; at least 50 ms",
         "long.wav": "lasts 10:01 minutes; at most 10, please",
-        "large.wav": "large.wav has 51 MB; at most 50 MB",
+        "large.wav": "large.wav has 65 MB; at most 64 MB",
     }
 
 

@@ -295,11 +295,11 @@ def test_a_corrupt_upload_gets_a_message_and_leaves_the_last_result(page, tmp_pa
 
 def test_an_upload_over_the_limit_is_refused_before_it_is_sent(page, tmp_path):
     with (tmp_path / "huge.wav").open("wb") as file:
-        file.truncate(50 * 2**20 + 1)
+        file.truncate(64 * 2**20 + 1)
     page.asked.clear()
     page.locator("input[type=file]").set_input_files(tmp_path / "huge.wav")
     page.locator(".status.error").wait_for()
-    assert page.locator(".status").inner_text() == "huge.wav has 51 MB; at most 50 MB, please."
+    assert page.locator(".status").inner_text() == "huge.wav has 65 MB; at most 64 MB, please."
     assert not [address for address in page.asked if "upload" in address]
 
 
