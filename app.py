@@ -21,7 +21,9 @@ def main() -> None:
         from workbench.ui.page import serve  # needs the extra `app`, and a wrong model is told sooner
 
         serve(codec, host=options.host, port=options.port, share=options.share)
-    except (OSError, ValueError) as error:  # no such model, port taken
+    except ImportError as error:
+        sys.exit(f"app.py: {error}; the page needs more packages: pip install 'taae-workbench[app]', or run make app")
+    except (OSError, OverflowError, ValueError) as error:  # no such model, port taken, no such port
         sys.exit(f"app.py: {error}")
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]  # fraction done, and a word on what is being done
 
-MAX_FILE_BYTES = 50 * 2**20
+MAX_FILE_BYTES = 64 * 2**20  # a recording of MAX_SECONDS by the page has 55 MB at 48 kHz
 MAX_SECONDS = 600.0
 MIN_SECONDS = 0.05
 

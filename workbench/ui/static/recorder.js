@@ -57,6 +57,11 @@ class Recorder {
     return "Browsers lend the microphone only to pages opened over https or on this computer (localhost).";
   }
 
+  /** Size of the file so far. */
+  get numBytes() {
+    return 44 + 2 * this.numSamples;
+  }
+
   async start() {
     this.stream = await navigator.mediaDevices.getUserMedia({ audio: Recorder.CONSTRAINTS });
     this.context = new AudioContext();

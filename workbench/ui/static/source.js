@@ -106,7 +106,9 @@ class SourceCard {
     const recorder = new Recorder((seconds, peak) => {
       this.meter.firstChild.style.width = `${Math.min(100, 100 * Math.sqrt(peak))}%`;
       this.record.lastChild.textContent = `Stop (${seconds.toFixed(1)} s)`;
-      if (seconds >= this.options.maxSeconds && this.recorder === recorder) this._finish();
+      // Just before the server's limits: a recording that it refuses would be lost.
+      const isFull = seconds >= this.options.maxSeconds - 1 || recorder.numBytes >= this.options.maxBytes - 2 ** 16;
+      if (isFull && this.recorder === recorder) this._finish();
     });
     try {
       await recorder.start();
