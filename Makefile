@@ -2,7 +2,8 @@
 
 VENV ?= .venv
 PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || echo python3)
-# The last torch with a CPU wheel. For a GPU, name the build that fits it: make app TORCH=...
+# Pinned: a newer one may bring gigabytes. Where pip would fetch a build for CUDA and none is wanted, or another build
+# is, name it: make app TORCH=...
 TORCH ?= torch==2.13.0
 HOST ?= 127.0.0.1
 PORT ?= 7860

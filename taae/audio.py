@@ -4,6 +4,8 @@ Everything here is numpy; a `wav` is float32, `(channels, n)` for a file and `(n
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable
 from io import BufferedIOBase, BytesIO
 from itertools import chain
@@ -25,6 +27,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000  # outside, a small file could ask for 
 MAX_PEAK = 64.0
 
 _CHUNK_SAMPLES = 1 << 20  # long files are read, written and measured in pieces of this size
+_SPOOL_BYTES = 1 << 24  # an encoded file up to this size waits in memory, a longer one on disk
 _INTEGER_SCALES = {"int8": (0, 2.0**7), "uint8": (128, 2.0**7), "int16": (0, 2.0**15), "int32": (0, 2.0**31)}
 FORMATS = {  # suffix -> libsndfile format and subtype
     "wav": ("WAV", "PCM_16"),
@@ -222,25 +225,25 @@ def save_wav(
         raise ValueError(f"cannot write audio as {suffix!r}; choose one of {', '.join(FORMATS)}")
     if is_float and suffix != "wav":
         raise ValueError(f"only wav holds floats here, not {suffix}")
-    data = encode_blocks([as_channels(wav)], sample_rate_hz, suffix, is_float=is_float)
-    if is_path:
-        write_atomic(target, data, force=force)
-    else:
-        target.write(data)
+    with encode_blocks([as_channels(wav)], sample_rate_hz, suffix, is_float=is_float) as file:
+        if is_path:
+            write_atomic(target, file, force=force)
+        else:
+            shutil.copyfileobj(file, target)
 
 
 def encode_blocks(
     blocks: Iterable[Float32[np.ndarray, "c _"]], sample_rate_hz: int, file_format: str, *, is_float: bool = False
-) -> bytes:
-    """The bytes of an audio file from consecutive blocks `(channels, n)`, at least one; see `save_wav`.
+) -> BinaryIO:
+    """A temporary audio file, at its beginning, from consecutive blocks `(channels, n)`, at least one; see `save_wav`.
 
-    In memory, because libsndfile goes back to the header, which a pipe cannot.
+    On disk once it is long. Temporary, because libsndfile goes back to the header, which a pipe cannot.
 
     Raises:
         ValueError: If the format cannot hold this audio.
     """
     container, subtype = FORMATS[file_format]
-    file, blocks = BytesIO(), iter(blocks)
+    file, blocks = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOL_BYTES)), iter(blocks)
     first = next(blocks)
     try:
         with soundfile.SoundFile(
@@ -256,8 +259,10 @@ def encode_blocks(
                     elif not is_float:
                         piece = np.clip(piece, -1, 1)
                     sound.write(piece)
-        return file.getvalue()
+        file.seek(0)
+        return file
     except (soundfile.SoundFileError, TypeError) as error:
+        file.close()
         reason = getattr(error, "error_string", error)
         raise ValueError(
             f"cannot write {len(first)} channels at {sample_rate_hz} Hz as {file_format}: {reason}"

@@ -1,18 +1,20 @@
 """One file or a folder of them: which output belongs to which input, and a run that outlives a bad file. No torch."""
 
+import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from taae.files import write_atomic
 
 STREAM = "-"  # stdin as a source, stdout as a target
 
 Progress = Callable[[float], None]
-Convert = Callable[[str, Progress], tuple[bytes, dict[str, Any]]]
+Convert = Callable[[str, Progress], tuple[BinaryIO | bytes, dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ def run(jobs: Sequence[Job], convert: Convert, *, force: bool) -> Iterator[Outco
 
     Args:
         jobs: From `plan`.
-        convert: Takes a source and a function to call with the fraction done; returns the bytes to write and a record.
+        convert: Takes a source and a function to call with the fraction done; returns what to write (bytes or a file)
+            and a record.
         force: Overwrite.
 
     Raises:
@@ -126,7 +129,8 @@ def run(jobs: Sequence[Job], convert: Convert, *, force: bool) -> Iterator[Outco
             bar.set_description_str(f"{index + 1}/{len(jobs)} {os.path.basename(job.source)}")
             try:
                 data, record = convert(job.source, show)
-                _write(job.target, data, force=force)
+                with io.BytesIO(data) if isinstance(data, bytes) else data as file:
+                    _write(job.target, file, force=force)
             except BrokenPipeError:
                 raise
             except Exception as error:  # whatever is wrong with one file, the others may be fine
@@ -136,10 +140,10 @@ def run(jobs: Sequence[Job], convert: Convert, *, force: bool) -> Iterator[Outco
             show(1.0)
 
 
-def _write(target: str, data: bytes, *, force: bool) -> None:
+def _write(target: str, file: BinaryIO, *, force: bool) -> None:
     if target == STREAM:
-        sys.stdout.buffer.write(data)
+        shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, data, force=force)
+    write_atomic(target, file, force=force)

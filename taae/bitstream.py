@@ -15,6 +15,8 @@ VERSION = 1
 HEADER_BYTES = 39
 DEFAULT_MAX_FRAMES = 2**24  # a week at 25 Hz; 128 MiB of tokens a stage
 
+MAX_ENTROPY_DIGITS = 2**25  # frames * stages * dims: 31 hours of "2x5^6" at 25 Hz, some minutes of work
+
 _FLAG_ENTROPY_CODED = 1
 # magic, version, flags, model id, sample rate (24 bits), samples (48 bits), frames, stages, levels, dim, gain
 _FIELDS = struct.Struct(">4sBB8s3s6sIBHBf")
@@ -76,6 +78,11 @@ class Header:
         """num_frames * stages * ceil(log2 L^d) (Eq. 5), before the last byte is filled up."""
         return self.num_frames * self.bottleneck.bits_per_frame
 
+    @property
+    def num_digits(self) -> int:
+        """Values that the entropy coder codes, one for each frame, stage and dimension."""
+        return self.num_frames * self.bottleneck.num_stages * self.bottleneck.dim
+
 
 def pack(header: Header, tokens: np.ndarray, *, entropy: bool = False) -> bytes:
     """Write a `.taae` file.
@@ -83,7 +90,8 @@ def pack(header: Header, tokens: np.ndarray, *, entropy: bool = False) -> bytes:
     Args:
         header: Its `is_entropy_coded` is ignored.
         tokens: Integers (s, k), each 0 ... L^d - 1; s frames of k residual stages.
-        entropy: Try the entropy coder too and keep what it writes if that is smaller (up to 64 levels).
+        entropy: Try the entropy coder too and keep what it writes if that is smaller (up to 64 levels and
+            `MAX_ENTROPY_DIGITS`).
 
     Raises:
         ValueError: If the tokens do not fit the header.
@@ -91,7 +99,7 @@ def pack(header: Header, tokens: np.ndarray, *, entropy: bool = False) -> bytes:
     tokens = _checked_tokens(header, np.asarray(tokens))
     spec = header.bottleneck
     payload, is_entropy_coded = _pack_bits(tokens.ravel(), _bits_per_token(spec)), False
-    if entropy and spec.levels <= entropy_coder.MAX_LEVELS:
+    if entropy and spec.levels <= entropy_coder.MAX_LEVELS and header.num_digits <= MAX_ENTROPY_DIGITS:
         digits = tokens[:, None, :] // _digit_weights(spec) % spec.levels  # (s, d, k)
         coded = entropy_coder.encode_digits(digits, spec.levels)
         if len(coded) < len(payload):
@@ -118,6 +126,11 @@ def unpack(data: Bytes, *, max_frames: int = DEFAULT_MAX_FRAMES) -> tuple[Header
         raise BitstreamError(f"the file has {header.num_frames} frames, at most {max_frames} allowed; raise max_frames")
     payload = data[HEADER_BYTES:]
     if header.is_entropy_coded:
+        if header.num_digits > MAX_ENTROPY_DIGITS:
+            raise BitstreamError(
+                f"{header.num_frames} entropy-coded frames of {spec} are {header.num_digits} digits, "
+                f"at most {MAX_ENTROPY_DIGITS} allowed; no writer makes such a file"
+            )
         try:
             digits = entropy_coder.decode_digits(payload, header.num_frames, spec.dim, spec.num_stages, spec.levels)
         except ValueError as error:

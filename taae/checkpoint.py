@@ -3,17 +3,17 @@
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from taae.config import ModelConfig, from_dict, load_preset, preset_names
+from taae.files import write_atomic
 from taae.model import TAAE
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -28,10 +28,9 @@ def save_model(model: TAAE, folder: Path, dtype: torch.dtype = torch.float32) ->
     tensors = {}
     for key, tensor in fused_state(model).items():
         tensors[key] = tensor.to(dtype if tensor.dim() > 1 else torch.float32).contiguous().cpu()
-    save_file(tensors, folder / f"{WEIGHTS}.tmp")
-    (folder / f"{CONFIG}.tmp").write_text(json.dumps({"model": model.config.as_dict()}, indent=2) + "\n")
-    for name in (WEIGHTS, CONFIG):
-        os.replace(folder / f"{name}.tmp", folder / name)
+    config = json.dumps({"model": model.config.as_dict()}, indent=2) + "\n"
+    write_atomic(folder / WEIGHTS, save(tensors), force=True)
+    write_atomic(folder / CONFIG, config.encode(), force=True)
 
 
 def fused_state(model: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -89,7 +89,7 @@ def decompress(
     file_format = _audio_format(source, target, file_format)
     jobs = _plan(source, target, [".taae"], f".{file_format}", force, skip_existing, as_json)
 
-    def convert(name: str, progress: Progress) -> tuple[bytes, dict[str, Any]]:
+    def convert(name: str, progress: Progress) -> tuple[BinaryIO, dict[str, Any]]:
         from taae.cli_info import describe_taae
 
         data = read_bytes(name)
@@ -146,7 +146,7 @@ def decode(
     file_format = _audio_format(source, target, file_format)
     jobs = _plan(source, target, [".npz"], f".{file_format}", force, skip_existing, as_json)
 
-    def convert(name: str, progress: Progress) -> tuple[bytes, dict[str, Any]]:
+    def convert(name: str, progress: Progress) -> tuple[BinaryIO, dict[str, Any]]:
         from taae.bitstream import pack
         from taae.cli_info import describe_tokens
         from taae.token_file import parse_tokens
@@ -205,12 +205,14 @@ def _compress(codec: "Codec", source: str, bottleneck: str, progress: Progress, 
 
 def _decompress(
     codec: "Codec", data: bytes, file_format: str, record: dict[str, Any], progress: Progress
-) -> tuple[bytes, dict[str, Any]]:
+) -> tuple[BinaryIO, dict[str, Any]]:
     from taae.audio import encode_blocks
 
     blocks = (block[None] for block in codec.decompress_blocks(data, progress=progress))
-    encoded = encode_blocks(blocks, record["sample_rate_hz"], file_format)
-    return encoded, record | {"output_bytes": len(encoded)}
+    file = encode_blocks(blocks, record["sample_rate_hz"], file_format)
+    output_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return file, record | {"output_bytes": output_bytes}
 
 
 def _run(plan: tuple[list[Job], list[Job]], convert: batch.Convert, force: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 NoiseMode = Literal["paper", "published"]
 T = TypeVar("T")
@@ -208,7 +208,7 @@ def from_dict(values: Mapping[str, Any], source: str = "config") -> ModelConfig:
     Raises:
         ValueError: If a key is unknown or a value has the wrong type; the text names `source` and the key.
     """
-    return _build(ModelConfig, values, source)
+    return build(ModelConfig, values, source)
 
 
 def preset_names() -> list[str]:
@@ -241,7 +241,12 @@ def load_toml(path: Path) -> ModelConfig:
     return from_dict({"name": path.stem} | values, str(path))
 
 
-def _build(cls: type[T], values: Any, source: str) -> T:
+def build(cls: type[T], values: Any, source: str) -> T:
+    """Fill a frozen dataclass from plain values; lists become tuples, tables the dataclasses that fields ask for.
+
+    Raises:
+        ValueError: If a key is unknown or a value has the wrong type; the text names `source` and the key.
+    """
     if not isinstance(values, Mapping):
         raise ValueError(f"{source}: expected a table of keys and values, got {values!r}")
     known = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
@@ -250,8 +255,8 @@ def _build(cls: type[T], values: Any, source: str) -> T:
         raise ValueError(f"{source}: unknown key {', '.join(unknown)}; known are {', '.join(known)}")
     built = {}
     for key, value in values.items():
-        if known[key].type is FSQConfig:
-            built[key] = _build(FSQConfig, value, f"{source}: {key}")
+        if dataclasses.is_dataclass(known[key].type):
+            built[key] = build(cast(type, known[key].type), value, f"{source}: {key}")
         else:
             built[key] = tuple(value) if isinstance(value, list) else value
             _check_type(built[key], known[key].type, f"{source}: {key}")
@@ -264,6 +269,8 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
         is_right = isinstance(value, numbers[expected]) and (expected is bool or not isinstance(value, bool))
     elif expected == NoiseMode:
         is_right = isinstance(value, str)
+    elif expected == dict[str, Any]:
+        is_right = isinstance(value, Mapping)
     else:
         is_right = isinstance(value, tuple) and all(type(item) is int for item in value)
     if not is_right:

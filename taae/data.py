@@ -37,6 +37,15 @@ class DataConfig:
     loudness_range_db: float = 5.0
     speed_range: float = 0.15
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.segment_s <= 0:
+            raise ValueError(f"batch_size and segment_s must be positive, got {self.batch_size} and {self.segment_s}")
+        if self.loudness_range_db < 0 or not 0 <= self.speed_range < 0.9:
+            raise ValueError(
+                f"loudness_range_db must be >= 0 and speed_range in [0, 0.9), got {self.loudness_range_db} "
+                f"and {self.speed_range}"
+            )
+
 
 def pack(manifest: Path, out: Path, sample_rate_hz: int, *, show_progress: bool = True) -> Path:
     """Decode every clip of a manifest into `out`: clips.i2 (int16, mono, -20 LUFS) and index.json.

@@ -2,11 +2,15 @@
 
 import os
 import secrets
+import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes, *, force: bool) -> None:
-    """Write `data` to `path`, all of it or nothing: into a temporary file in the same folder that then takes the name.
+def write_atomic(path: str | os.PathLike[str], data: bytes | BinaryIO, *, force: bool) -> None:
+    """Write bytes, or what a file object still holds, to `path`, all or nothing.
+
+    They go into a temporary file in the same folder, which then takes the name.
 
     A link is followed. Devices and pipes are refused, since the rename would put a file in their place.
 
@@ -25,7 +29,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, force: bool) -> N
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with open(descriptor, "wb") as file:
-            file.write(data)
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                shutil.copyfileobj(data, file)
             file.flush()
             os.fsync(file.fileno())  # else a power cut can leave the new name on an empty file
         os.replace(temporary, target)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taae.checkpoint import fused_state, load_fused_state, load_model, save_model
-from taae.config import ModelConfig, from_dict, load_preset
+from taae.config import ModelConfig, build, from_dict, load_preset
 from taae.data import Crops, DataConfig, pack
 from taae.fsq import draw_levels, quantize, quantize_hybrid
 from taae.losses import ReconstructionLoss, ReconstructionLossConfig
@@ -58,6 +58,17 @@ class TrainConfig:
     loss: ReconstructionLossConfig = field(default_factory=ReconstructionLossConfig)
     model: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for key in ("num_steps", "steps_per_checkpoint"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("decay_share", "ema_decay"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} must be in [0, 1], got {getattr(self, key)}")
+        for key in ("warmup_steps", "adamw_lr", "muon_lr", "weight_decay", "gradient_norm"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
+
 
 def load_config(path: Path) -> TrainConfig:
     """Read a recipe in TOML; [data] and [loss] are sections, [model] overrides the preset.
@@ -69,19 +80,9 @@ def load_config(path: Path) -> TrainConfig:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
-    for name, cls in (("data", DataConfig), ("loss", ReconstructionLossConfig)):
-        values[name] = _build(cls, values.get(name, {}), f"{path}: [{name}]")
-    config = _build(TrainConfig, values, str(path))
+    config = build(TrainConfig, values, str(path))
     model_config(config)  # so that a wrong [model] is found here and not when training starts
     return config
-
-
-def _build(cls: Any, values: dict[str, Any], where: str) -> Any:
-    known = [f.name for f in dataclasses.fields(cls)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ValueError(f"{where}: unknown key {', '.join(unknown)}; known are {', '.join(known)}")
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def model_config(config: TrainConfig) -> ModelConfig:
@@ -111,7 +112,7 @@ class Trainer:
         self.base_lrs = [config.adamw_lr, config.muon_lr]
         self.average = {key: value.detach().clone() for key, value in self.model.named_parameters()}
         self.loss = ReconstructionLoss(config.loss, self.model.config.sample_rate_hz)
-        packed = pack(shared / config.data.manifest, run.parent / "data" / "train", self.model.config.sample_rate_hz)
+        packed = pack(shared / config.data.manifest, run.parent / "packed", self.model.config.sample_rate_hz)
         self.crops = Crops(packed, config.data, seed=config.seed)
         self.step = 0
 

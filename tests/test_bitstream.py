@@ -329,7 +329,8 @@ def altered_entropy_file(**changes) -> bytes:
     ("changes", "text"),
     [
         ({"num_frames": 2**32 - 1}, "at most 16777216 allowed"),
-        ({"num_frames": 2**24}, "cannot hold 16777216 frames"),
+        ({"num_frames": 2**24}, "are 201326592 digits"),
+        ({"num_frames": 2**20}, "cannot hold 1048576 frames"),
         ({"num_frames": 12}, "digits end in byte"),
         ({"num_frames": 2}, "too long or altered"),
         ({"bottleneck": BottleneckSpec(1, 65, 6)}, "takes 2 to 64 levels, got 65"),

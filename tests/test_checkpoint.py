@@ -70,11 +70,11 @@ def test_saving_replaces_a_folder_and_an_interrupted_save_leaves_it(tmp_path, mo
     save_model(random_model(TINY, 0)[0], tmp_path)
     before = load_model(tmp_path)[1]
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise OSError("disk full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save_file", fail)
+        patched.setattr(checkpoint, "write_atomic", fail)
         with pytest.raises(OSError, match="disk full"):
             save_model(random_model(TINY, 1)[0], tmp_path)
     assert load_model(tmp_path)[1] == before

@@ -159,8 +159,8 @@ def test_the_learning_rate_warms_up_and_decays_linearly_to_zero():
     ("text", "why"),
     [
         ("stepz = 3", "unknown key stepz; known are .*num_steps"),
-        ("[data]\nbatch = 3", r"\[data\]: unknown key batch"),
-        ("[loss]\nmel = 3", r"\[loss\]: unknown key mel"),
+        ("[data]\nbatch = 3", r"data: unknown key batch"),
+        ("[loss]\nmel = 3", r"loss: unknown key mel"),
         ("[loss]\nresolutions_per_step = 9", "resolutions_per_step must be"),
         ("[model]\nwidht = 64", r"\[model\]: unknown key widht"),
         ("[model]\nwidth = 65", "multiple of head_dim"),
@@ -194,3 +194,19 @@ def test_the_recipes_of_the_package_are_read():
     assert recipes
     for path in recipes:
         assert load_config(path).num_steps > 0  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('num_steps = "x"', "num_steps"),
+        ("data = 3", "data"),
+        ("steps_per_checkpoint = 0", "steps_per_checkpoint"),
+        ("[data]\nbatch_size = 0", "batch_size"),
+        ("decay_share = 2.0", "decay_share"),
+    ],
+)
+def test_an_impossible_value_in_a_recipe_names_its_key(tmp_path, text, key):
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ValueError, match=key):
+        load_config(tmp_path / "recipe.toml")
