@@ -313,6 +313,8 @@ class Codec:
 
     @torch.inference_mode()
     def _encode_latents(self, wav: Tensor, progress: Progress | None, gain: float = 1.0) -> Float[Tensor, "b s d"]:
+        if not isinstance(wav, Tensor):
+            raise ValueError(f"wav must be a torch tensor, got {type(wav).__name__}; torch.from_numpy makes one")
         if wav.dim() != 3 or wav.shape[1] != 1:
             raise ValueError(
                 f"wav must be (batch, 1, samples), got {tuple(wav.shape)}; for stereo, average the channels"

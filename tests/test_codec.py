@@ -497,3 +497,8 @@ def test_a_model_that_gives_nan_is_an_error_and_not_tokens(codec):
     broken.model.encoder.conv_out.conv.bias.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="NaN or infinite latents"):
         broken.encode(torch.zeros(1, 1, 1000))
+
+
+def test_an_array_instead_of_a_tensor_is_named(codec, unchecked):
+    with pytest.raises(ValueError, match="torch tensor, got ndarray"):
+        codec.encode(np.zeros((1, 1, 1000), np.float32))
