@@ -279,4 +279,4 @@ def _package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f"this metric needs the package {name}: pip install 'taae-workbench[metrics]'") from error
+        raise ImportError(f"this metric needs the package {name}: pip install {name}, or the extra metrics") from error
