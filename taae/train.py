@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import time
@@ -23,6 +24,8 @@ from taae.data import Crops, DataConfig, pack
 from taae.fsq import draw_levels, quantize, quantize_hybrid
 from taae.losses import ReconstructionLoss, ReconstructionLossConfig
 from taae.model import TAAE, num_parameters
+
+logger = logging.getLogger(__name__)
 
 _LEVEL_BATCHES = 2**40  # steps that no training reaches
 
@@ -218,9 +221,14 @@ def train(
     if (run / "state.pt").exists() and not resume:
         raise ValueError(f"{run} already holds a run; continue it with --resume or choose another folder")
     trainer = Trainer(config, run, shared)
-    if resume:
-        trainer.restore()
-    (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    recipe, stored = json.dumps(dataclasses.asdict(config), indent=2) + "\n", run / "config.json"
+    if resume and not trainer.restore():
+        logger.warning("%s holds no checkpoint; training starts from the beginning", run)
+    elif resume and stored.is_file():
+        before, now = json.loads(stored.read_text()), json.loads(recipe)
+        if changed := [key for key in now if now[key] != before.get(key)]:
+            logger.warning("the recipe has changed since step %d: %s", trainer.step, ", ".join(changed))
+    stored.write_text(recipe)
     started, first = time.monotonic(), trainer.step
     seconds = config.data.batch_size * config.data.segment_s
     title = f"{num_parameters(trainer.model) / 1e6:.1f}M"

@@ -210,3 +210,14 @@ def test_an_impossible_value_in_a_recipe_names_its_key(tmp_path, text, key):
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(ValueError, match=key):
         load_config(tmp_path / "recipe.toml")
+
+
+def test_resuming_says_when_the_recipe_has_changed_or_there_is_nothing_to_resume(data, tmp_path, caplog):
+    config = dataclasses.replace(TINY, num_steps=2)
+    train(config, tmp_path / "run", data, resume=True)
+    assert "no checkpoint" in caplog.text
+    caplog.clear()
+    train(config, tmp_path / "run", data, resume=True)
+    assert caplog.text == ""
+    train(dataclasses.replace(config, num_steps=3, muon_lr=1e-3), tmp_path / "run", data, resume=True)
+    assert "changed since step 2: num_steps, muon_lr" in caplog.text
