@@ -6,7 +6,6 @@ A crop depends only on (seed, rank, step), so a resumed run sees what an uninter
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,12 +102,6 @@ class Crops:
         """Crops for one step, (batch_size, 1, segment_samples) float32; clips too short are padded with zeros."""
         rng = np.random.default_rng((self.seed, self.rank, step))
         return np.stack([self._crop(rng) for _ in range(self.config.batch_size)])[:, None]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        step = 0
-        while True:
-            yield self.batch(step)
-            step += 1
 
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
         clip = self.clips[int(np.searchsorted(self.cumulative, rng.random() * self.cumulative[-1], side="right"))]

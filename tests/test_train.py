@@ -166,6 +166,11 @@ def test_the_learning_rate_warms_up_and_decays_linearly_to_zero():
         ("[model]\nwidth = 65", "multiple of head_dim"),
         ('preset = "huge"', "no preset 'huge'"),
         ("num_steps = ", "recipe.toml: not valid TOML"),
+        ('num_steps = "x"', "num_steps must be int, got 'x'"),
+        ("data = 3", "data: expected a table"),
+        ("steps_per_checkpoint = 0", "steps_per_checkpoint must be at least 1"),
+        ("[data]\nbatch_size = 0", "batch_size and segment_s must be positive"),
+        ("decay_share = 2.0", "decay_share must be in"),
     ],
 )
 def test_a_recipe_that_is_not_understood_is_refused(tmp_path, text, why):
@@ -194,22 +199,6 @@ def test_the_recipes_of_the_package_are_read():
     assert recipes
     for path in recipes:
         assert load_config(path).num_steps > 0  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ('num_steps = "x"', "num_steps"),
-        ("data = 3", "data"),
-        ("steps_per_checkpoint = 0", "steps_per_checkpoint"),
-        ("[data]\nbatch_size = 0", "batch_size"),
-        ("decay_share = 2.0", "decay_share"),
-    ],
-)
-def test_an_impossible_value_in_a_recipe_names_its_key(tmp_path, text, key):
-    (tmp_path / "recipe.toml").write_text(text)
-    with pytest.raises(ValueError, match=key):
-        load_config(tmp_path / "recipe.toml")
 
 
 def test_resuming_says_when_the_recipe_has_changed_or_there_is_nothing_to_resume(data, tmp_path, caplog):
