@@ -25,6 +25,8 @@ class ReconstructionLossConfig:
         magnitude_weight: Of the L1 distance of magnitudes over the mean target magnitude.
         complex_weight: Of the L1 distance of complex bins with magnitudes raised to 0.3, which sees phase.
         wav_weight: Of the L1 distance of samples over the mean target magnitude.
+        frame_pattern_weight: Of `frame_pattern_loss`.
+        frame_samples: Its period: the samples of a latent frame.
     """
 
     fft_sizes: tuple[int, ...] = (128, 256, 512, 1024, 2048)
@@ -35,6 +37,8 @@ class ReconstructionLossConfig:
     magnitude_weight: float = 0.5
     complex_weight: float = 0.0
     wav_weight: float = 0.1
+    frame_pattern_weight: float = 0.0
+    frame_samples: int = 640
 
     def __post_init__(self) -> None:
         if len(self.fft_sizes) != len(self.num_mels) or not self.fft_sizes:
@@ -43,6 +47,8 @@ class ReconstructionLossConfig:
             raise ValueError(
                 f"resolutions_per_step must be 1 ... {len(self.fft_sizes)}, got {self.resolutions_per_step}"
             )
+        if self.frame_samples < 1:
+            raise ValueError(f"frame_samples must be at least 1, got {self.frame_samples}")
 
 
 class ReconstructionLoss(nn.Module):
@@ -72,6 +78,9 @@ class ReconstructionLoss(nn.Module):
         losses = {name: torch.stack(values).mean() for name, values in terms.items()}
         if config.wav_weight:
             losses["wav"] = config.wav_weight * (target - decoded).abs().mean() / target.abs().mean().clamp(min=1e-4)
+        if config.frame_pattern_weight:
+            pattern = frame_pattern_loss(target, decoded, config.frame_samples)
+            losses["frame_pattern"] = config.frame_pattern_weight * pattern
         return losses
 
     def _spectral(self, target: Tensor, decoded: Tensor, size: int) -> dict[str, Tensor]:
@@ -91,6 +100,58 @@ class ReconstructionLoss(nn.Module):
             error = bins * (magnitude + 1e-3)[..., None] ** -0.7 - compressed
             losses["complex"] = config.complex_weight * error.abs().mean() / compressed.abs().mean().clamp(min=1e-4)
         return losses
+
+
+def frame_pattern_loss(target: Float[Tensor, "b 1 n"], decoded: Float[Tensor, "b 1 n"], frame_samples: int) -> Tensor:
+    """How differently energy falls on the samples of a frame, on average over all frames of a batch.
+
+    A decoder that writes frames through one matrix may write some of their samples louder than others, in every frame:
+    noise that pulses at the frame rate, which spectral losses hardly see. The energies of a frame over their mean are
+    averaged over frames, for the samples and for their first and second differences; the loss is the mean squared
+    difference of the logarithms, 0 for a batch of any speech with itself, 0.02 between two batches of 1000 frames.
+
+    Raises:
+        ValueError: If the crops are shorter than two frames.
+    """
+    if target.shape[-1] < 2 * frame_samples:
+        raise ValueError(f"crops need {2 * frame_samples} samples at least, got {target.shape[-1]}")
+    distances = []
+    for order in range(3):
+        folded = []
+        # What is silent has no pattern; decoded noise that is softer than speech still has one.
+        for wav, floor in ((target, 0.02), (decoded, 0.005)):
+            energies = wav[:, 0].diff(order).square()
+            frames = energies[:, : energies.shape[1] // frame_samples * frame_samples].reshape(-1, frame_samples)
+            mean = frames.mean(dim=1, keepdim=True)
+            folded.append((frames / (mean + 1e-9), mean > floor * mean.detach().mean()))
+        (wanted, is_loud), (made, is_made) = folded
+        kept = (is_loud & is_made).to(made.dtype)
+        num_kept = kept.sum().clamp(min=1)
+        logs = [((frames * kept).sum(dim=0) / num_kept + 1e-2).log() for frames in (wanted, made)]
+        distances.append((logs[0] - logs[1]).square().mean())
+    return torch.stack(distances).mean()
+
+
+def wav_l1_loss(target: Float[Tensor, "b 1 n"], decoded: Float[Tensor, "b 1 n"]) -> Tensor:
+    """L1(x, x^) of Eq. 8: the mean distance of samples."""
+    return (target - decoded).abs().mean()
+
+
+def stft_l1_loss(
+    target: Float[Tensor, "b 1 n"], decoded: Float[Tensor, "b 1 n"], fft_size: int = 2048, hop_samples: int = 512
+) -> Tensor:
+    """L1(|X|, |X^|) of Eq. 8: the mean distance of STFT magnitudes, with the resolution of section 4.2.
+
+    The window is not normalised, so at this size the term is 10 to 30 times as large as `wav_l1_loss`.
+    """
+    window = torch.hann_window(fft_size, dtype=decoded.dtype, device=decoded.device)
+
+    def magnitude(wav: Tensor) -> Tensor:
+        bins = torch.stft(wav[:, 0], fft_size, hop_samples, window=window, return_complex=True)
+        # Clamped inside the root, whose gradient at silence would be infinite.
+        return torch.view_as_real(bins).square().sum(dim=-1).clamp(min=1e-8).sqrt()
+
+    return (magnitude(target) - magnitude(decoded)).abs().mean()
 
 
 def _stft(wav: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:

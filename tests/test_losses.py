@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from taae.losses import ReconstructionLoss, ReconstructionLossConfig
+from taae.losses import ReconstructionLoss, ReconstructionLossConfig, frame_pattern_loss
 
 ALL = ReconstructionLossConfig(complex_weight=0.5)
 
@@ -85,3 +85,30 @@ def test_resolutions_are_drawn_from_the_generator_and_average_to_all():
 def test_impossible_resolutions_are_refused(options, why):
     with pytest.raises(ValueError, match=why):
         ReconstructionLossConfig(**options)
+
+
+def test_energy_that_pulses_with_the_frame_is_what_the_frame_pattern_term_sees():
+    generator = torch.Generator().manual_seed(0)
+    target, other = (0.1 * torch.randn(4, 1, 320000, generator=generator) for _ in range(2))
+    pattern = 1 + 0.5 * torch.sin(2 * torch.pi * torch.arange(640) / 640)
+    pulsing = other * pattern.repeat(500)
+    # Nothing but the pattern of the other noise is wrong: its energy in decibels swings by 10.
+    wanted = (pattern.square() / pattern.square().mean()).log().square().mean()
+    torch.testing.assert_close(frame_pattern_loss(target, pulsing, 640), wanted, rtol=0.05, atol=0)
+    assert frame_pattern_loss(target, target, 640) == 0
+    assert frame_pattern_loss(target, other, 640) < 0.01 * wanted  # 2000 frames
+    assert frame_pattern_loss(target, pulsing, 625) < 0.02 * wanted  # another period
+
+
+def test_the_frame_pattern_term_is_finite_for_silence_and_in_the_sum_when_asked_for():
+    silence = torch.zeros(1, 1, 6400, requires_grad=True)
+    frame_pattern_loss(noise()[:1, :, :6400], silence, 640).backward()
+    assert silence.grad is not None and silence.grad.isfinite().all()
+    losses = ReconstructionLoss(ReconstructionLossConfig(frame_pattern_weight=0.2), 16000)(noise(), noise(1))
+    expected = 0.2 * frame_pattern_loss(noise(), noise(1), 640)
+    torch.testing.assert_close(losses["frame_pattern"], expected)
+
+
+def test_crops_shorter_than_two_frames_have_no_frame_pattern():
+    with pytest.raises(ValueError, match="crops need 1280 samples at least, got 1000"):
+        frame_pattern_loss(noise()[..., :1000], noise()[..., :1000], 640)
