@@ -1,7 +1,6 @@
 """The verb `eval`: score a model on clips, or one recording against another."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +18,11 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="JSON lines with path, id, language, speaker, seconds.")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="AUDIO", help="What went in, to be compared with --degraded.")
+        str | None, typer.Option(metavar="AUDIO", help="What went in: a file or folder, compared with --degraded.")
     ] = None,
-    degraded: Annotated[str | None, typer.Option(metavar="AUDIO", help="What came out.")] = None,
+    degraded: Annotated[
+        str | None, typer.Option(metavar="AUDIO", help="What came out: a file, or a folder with the same names.")
+    ] = None,
     bottleneck: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,32 +37,45 @@ def evaluate(
     json_path: Annotated[
         str | None, typer.Option("--json", metavar="OUT", help="Write everything as JSON; - for stdout.")
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that score clips.")] = 1,
+    crop: Annotated[
+        bool, typer.Option("--crop", help="Compare the common beginning of recordings that differ in length.")
+    ] = False,
     model: Model = "mini",
     official_config: OfficialConfig = None,
     device: Device = "cpu",
     dtype: DtypeOption = Dtype.float32,
     force: Force = False,
 ) -> None:
-    """Score a model on clips, or two recordings.
+    """Score a model on clips, or recordings against others.
 
     With --manifest every clip goes through every bottleneck; prints means with 95 % intervals. With --reference and
-    --degraded it compares two files of one sample rate and length. Scores: SI-SDR, STFT and mel distance, PESQ, STOI.
+    --degraded it compares two files, or two folders file by file; rates and lengths must agree. Scores: SI-SDR, STFT
+    and mel distance, PESQ (raw, narrow and wide band), STOI, ESTOI, and MOSNet where TAAE_MOSNET names its weights.
     """
     if (manifest is None) == (reference is None and degraded is None) or (reference is None) != (degraded is None):
         raise typer.BadParameter("give either --manifest, or --reference and --degraded")
     if json_path not in (None, STREAM):
         batch.check_folder(json_path)
         batch.split_existing([Job("", json_path)], force=force, skip_existing=False)
-    if manifest is None:
-        assert reference is not None and degraded is not None
-        report: dict[str, Any] = {"reference": reference, "degraded": degraded} | _score_pair(
-            reference, degraded, metric
+    if manifest is not None:
+        report = _score_manifest(
+            manifest, bottleneck, metric, results, workers, (model, official_config, device, dtype)
         )
-        lines, failed = [f"{name:15}{_number(value)}" for name, value in report["scores"].items()], 0
+    elif Path(str(reference)).is_dir() or Path(str(degraded)).is_dir():
+        report = _score_folders(str(reference), str(degraded), metric, results, workers, crop)
     else:
-        report = _score_manifest(manifest, bottleneck, metric, results, (model, official_config, device, dtype))
+        report = _score_pair(str(reference), str(degraded), metric, crop)
+    if "summary" in report:
         lines = [line for name, entry in report["summary"].items() for line in _summary_lines(name, entry)]
-        failed = sum(entry["num_failed"] for entry in report["summary"].values())
+    else:
+        lines = [f"{name:15}{_number(value)}" for name, value in report["scores"].items()]
+    if not metric:
+        from taae.metrics import unavailable_metrics
+
+        report["unavailable"] = unavailable_metrics()
+        lines += [f"{name:15}{reason}" for name, reason in report["unavailable"].items()]
+    failed = sum(entry["num_failed"] for entry in report.get("summary", {}).values())
     text = json.dumps(report, allow_nan=False, indent=2)
     if json_path not in (None, STREAM):
         from taae.files import write_atomic
@@ -73,16 +87,30 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _score_pair(reference: str, degraded: str, metrics: Sequence[str] | None) -> dict[str, Any]:
-    from taae.audio import load_wav, to_mono
-    from taae.metrics import score
+def _score_pair(reference: str, degraded: str, metrics: Sequence[str] | None, crop: bool) -> dict[str, Any]:
+    from taae.metrics import check_metrics
+    from taae.pairs import score_files
 
-    (target, rate_hz), (estimate, degraded_hz) = load_wav(reference), load_wav(degraded)
-    if rate_hz != degraded_hz:
-        raise ValueError(f"{reference} has {rate_hz} Hz, {degraded} has {degraded_hz}; they must have the same")
-    reasons: dict[str, str] = {}
-    scores = score(to_mono(target), to_mono(estimate), rate_hz, metrics or None, reasons=reasons)
-    return {"scores": {k: v if math.isfinite(v) else None for k, v in scores.items()}, "reasons": reasons}
+    row = score_files(reference, degraded, metrics or None, crop=crop)
+    return {
+        "reference": reference,
+        "degraded": degraded,
+        "scores": {name: row[name] for name in check_metrics(metrics or None)},
+        "reasons": row.get("reasons", {}),
+        "cropped_samples": row.get("cropped_samples", 0),
+    }
+
+
+def _score_folders(
+    reference: str, degraded: str, metrics: Sequence[str] | None, results: Path | None, workers: int, crop: bool
+) -> dict[str, Any]:
+    from taae.evaluate import summarise
+    from taae.pairs import evaluate_folders
+
+    rows = evaluate_folders(
+        reference, degraded, metrics=metrics or None, results_path=results, crop=crop, num_workers=workers
+    )
+    return {"reference": reference, "degraded": degraded, "summary": summarise(rows), "rows": rows}
 
 
 def _score_manifest(
@@ -90,6 +118,7 @@ def _score_manifest(
     bottlenecks: Sequence[str] | None,
     metrics: Sequence[str] | None,
     results: Path | None,
+    workers: int,
     codec_options: tuple[str, Path | None, str, Dtype],
 ) -> dict[str, Any]:
     from taae import evaluate
@@ -98,7 +127,9 @@ def _score_manifest(
     clips = [(clip.id, clip.path) for clip in evaluate.read_manifest(manifest)]
     codec = load_codec(*codec_options, bottlenecks or ())
     bottlenecks = bottlenecks or [str(spec) for spec in offered_bottlenecks(codec.config)]
-    rows = evaluate.evaluate(codec, clips, bottlenecks, results_path=results, metrics=metrics or None)
+    rows = evaluate.evaluate(
+        codec, clips, bottlenecks, results_path=results, metrics=metrics or None, num_workers=workers
+    )
     return {"manifest": str(manifest), "model": codec.name, "summary": evaluate.summarise(rows), "rows": rows}
 
 

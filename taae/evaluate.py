@@ -5,8 +5,9 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,11 +16,18 @@ from tqdm import tqdm
 
 from taae.audio import load_wav, to_mono
 from taae.config import BottleneckSpec
-from taae.metrics import METRICS, bootstrap_ci, check_metrics, score
+from taae.metrics import MetricError, bootstrap_ci, check_metrics, score
+from taae.workers import Prepare, map_in_order
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+ExtraMetrics = Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]]
+
+# What a row holds beside its scores.
+_NO_SCORES = {
+    *("codec", "id", "bottleneck", "seconds", "bytes", "bits_per_second", "cropped_samples", "reasons", "error"),
+}
 
 
 @runtime_checkable
@@ -86,6 +94,8 @@ def evaluate(
     *,
     results_path: str | os.PathLike | None = None,
     metrics: Sequence[str] | None = None,
+    extra: ExtraMetrics | None = None,
+    num_workers: int = 1,
     progress: bool = True,
 ) -> list[Row]:
     """Send every clip, in mono, through every bottleneck and score what comes out.
@@ -99,7 +109,9 @@ def evaluate(
         bottlenecks: What the codec offers, such as "2x5^6".
         results_path: JSON lines, appended row by row. Rows already there with all the metrics are not computed again;
             rows with an error are.
-        metrics: Names in `taae.metrics.METRICS`; all by default.
+        metrics: Names in `taae.metrics.METRICS`; by default all that this machine can compute.
+        extra: More metrics by name, each `(reference, degraded, sample_rate_hz) -> float`, a function of a module.
+        num_workers: Processes that score; the codec runs in this one.
         progress: Show a bar when stderr is a terminal.
 
     Returns:
@@ -109,28 +121,76 @@ def evaluate(
         ValueError: If a metric is unknown, an id comes twice, or `results_path` holds something else.
         ImportError: If a metric's package is missing.
     """
-    names = check_metrics(metrics)
+    names, extra = check_metrics(metrics), dict(extra or {})
     clips = list(clips)
     _refuse_duplicates([clip_id for clip_id, _ in clips])
     codec_name = _name(codec)
+
+    def jobs() -> Iterator[tuple[Row, Prepare]]:
+        for clip_id, path in clips:
+            loaded: list[tuple[np.ndarray, int]] = []  # once for all bottlenecks, and only if one is missing
+
+            def send(bottleneck: str, path: Any = path, loaded: list = loaded) -> tuple[Any, ...]:
+                loaded[:] = loaded or [load_mono(path)]
+                wav, sample_rate_hz = loaded[0]
+                decoded, sent = codec.reconstruct(wav, bottleneck, sample_rate_hz=sample_rate_hz)
+                if hasattr(decoded, "detach"):  # a process that only scores need not import torch
+                    decoded = decoded.detach().float().cpu().numpy()
+                return wav, decoded, sample_rate_hz, _num_bytes(sent, bottleneck), names, extra
+
+            for bottleneck in bottlenecks:
+                key = {"codec": codec_name, "id": clip_id, "bottleneck": bottleneck}
+                yield key, partial(send, bottleneck)
+
+    total = len(clips) * len(bottlenecks)
+    with tqdm(total=total, desc=codec_name, unit="clip", disable=None if progress else True) as bar:
+        return run_jobs(
+            score_row, jobs(), {*names, *extra}, results_path=results_path, num_workers=num_workers, bar=bar
+        )
+
+
+def run_jobs(
+    function: Callable[..., Row],
+    jobs: Iterable[tuple[Row, Prepare]],
+    names: set[str],
+    *,
+    results_path: str | os.PathLike | None,
+    num_workers: int,
+    bar: tqdm,
+) -> list[Row]:
+    """One row a job, in order: its key and what `function` gives or an "error"; or the row that `results_path` has.
+
+    Args:
+        function: Scores; see `taae.workers.map_in_order`.
+        jobs: Key (codec, id, bottleneck) and what makes the arguments of `function`.
+        names: Of the metrics that a finished row has.
+        results_path: As for `evaluate`.
+        num_workers: As for `evaluate`.
+        bar: Told of every row.
+
+    Raises:
+        ValueError: If `results_path` holds something else.
+    """
     done = _read_results(Path(results_path)) if results_path is not None else {}
-    rows: list[Row] = []
-    for clip_id, path in tqdm(clips, desc=codec_name, unit="clip", disable=None if progress else True):
-        clip = None
-        for bottleneck in bottlenecks:
-            row = done.get((codec_name, clip_id, bottleneck), {})
-            if not set(names) <= set(row):  # new, failed, or scored with fewer metrics
-                row = {"codec": codec_name, "id": clip_id, "bottleneck": bottleneck}
-                try:
-                    clip = clip or _load_mono(path)
-                    row |= _score_clip(codec, *clip, bottleneck, names)
-                except Exception as error:  # any clip may break any codec; the others still count
-                    log.warning("%s at %s failed: %s", clip_id, bottleneck, error)
-                    row["error"] = f"{type(error).__name__}: {error}"
-                if results_path is not None:
-                    with Path(results_path).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row, allow_nan=False) + "\n")
-            rows.append(row)
+
+    def is_done(key: Row) -> bool:  # and not new, failed, or scored with fewer metrics
+        return names <= set(done.get(_key(key), {}))
+
+    rows = []
+    missing = ((key, None if is_done(key) else prepare) for key, prepare in jobs)
+    for key, outcome in map_in_order(function, missing, num_workers):
+        if outcome is None:
+            row = done[_key(key)]
+        else:
+            if isinstance(outcome, Exception):  # any clip may break any codec; the others still count
+                log.warning("%s at %s failed: %s", key["id"], key["bottleneck"], outcome)
+                outcome = {"error": f"{type(outcome).__name__}: {outcome}"}
+            row = key | outcome
+            if results_path is not None:
+                with Path(results_path).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row, allow_nan=False) + "\n")
+        rows.append(row)
+        bar.update()
     return rows
 
 
@@ -163,7 +223,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[str, Row
             if sized
             else None,
         }
-        for name in METRICS:
+        for name in dict.fromkeys(key for row in good for key in row if key not in _NO_SCORES):
             values = [row[name] for row in good if row.get(name) is not None]
             if values:
                 mean, low, high = bootstrap_ci(values, seed)
@@ -172,23 +232,29 @@ def summarise(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[str, Row
     return summary
 
 
-def _load_mono(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+def load_mono(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """A recording as (n,), channels averaged, and its sample rate."""
     wav, sample_rate_hz = load_wav(path)
     return to_mono(wav), sample_rate_hz
 
 
-def _score_clip(codec: Reconstructs, wav: np.ndarray, sample_rate_hz: int, bottleneck: str, names: list[str]) -> Row:
-    decoded, sent = codec.reconstruct(wav, bottleneck, sample_rate_hz=sample_rate_hz)
+def score_row(
+    wav: np.ndarray, decoded: Any, sample_rate_hz: int, num_bytes: int | None, names: list[str], extra: ExtraMetrics
+) -> Row:
+    """What a row says of one clip; JSON has no nan, so a metric that is not defined is None."""
     reasons: dict[str, str] = {}
     scores = score(wav, decoded, sample_rate_hz, names, reasons=reasons)
+    for name, metric in extra.items():
+        try:
+            scores[name] = metric(wav, to_mono(decoded), sample_rate_hz)
+        except MetricError as error:
+            scores[name], reasons[name] = math.nan, str(error)
     seconds = wav.size / sample_rate_hz
-    num_bytes = _num_bytes(sent, bottleneck)
     row: Row = {
         "seconds": seconds,
         "bytes": num_bytes,
         "bits_per_second": None if num_bytes is None else 8 * num_bytes / seconds,
     }
-    # JSON has no nan.
     row |= {name: value if math.isfinite(value) else None for name, value in scores.items()}
     return row | {"reasons": reasons} if reasons else row
 
@@ -200,6 +266,10 @@ def _num_bytes(sent: Any, bottleneck: str) -> int | None:
         return len(sent)
     num_frames = sent.shape[-2]
     return math.ceil(num_frames * BottleneckSpec.parse(bottleneck).bits_per_frame / 8)
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["codec"], row["id"], row["bottleneck"]
 
 
 def _name(codec: Any) -> str:
@@ -218,7 +288,7 @@ def _read_results(path: Path) -> dict[tuple[str, str, str], Row]:
     for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            rows[row["codec"], row["id"], row["bottleneck"]] = row
+            rows[_key(row)] = row
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is not a row of an evaluation: {error!r}") from None
     if len(whole) < len(data):

@@ -103,6 +103,21 @@ def estoi(reference: Any, degraded: Any, sample_rate_hz: int = RATE_HZ) -> float
     return _stoi(*_pair(reference, degraded, sample_rate_hz), extended=True)
 
 
+def mosnet(reference: Any, degraded: Any, sample_rate_hz: int = RATE_HZ) -> float:
+    """MOS that MOSNet predicts for the degraded clip, 1 to 5; the reference is not used (`taae.metrics_mosnet`).
+
+    Raises:
+        FileNotFoundError: If the weights are not there; the message says how to get them.
+        MetricError: If there are less than 257 samples at 16 kHz.
+    """
+    from taae.metrics_mosnet import mosnet_score
+
+    _, estimate = _pair(reference, degraded, sample_rate_hz)
+    if estimate.size < 257:
+        raise MetricError("MOSNet needs 257 samples at 16 kHz")
+    return mosnet_score(estimate)
+
+
 METRICS: dict[str, Callable[[Any, Any, int], float]] = {
     "si_sdr": si_sdr,
     "stft_distance": stft_distance,
@@ -112,6 +127,7 @@ METRICS: dict[str, Callable[[Any, Any, int], float]] = {
     "pesq_wb": pesq_wb,
     "stoi": stoi,
     "estoi": estoi,
+    "mosnet": mosnet,
 }
 
 
@@ -129,7 +145,7 @@ def score(
         reference: What went in, `(n,)` or anything `taae.audio.as_channels` takes.
         degraded: What came out, of the same length.
         sample_rate_hz: Of both.
-        metrics: Names in `METRICS`; all by default.
+        metrics: Names in `METRICS`; by default all, MOSNet only where its weights are.
         reasons: Receives, for every metric that is not defined on this clip, the reason.
 
     Returns:
@@ -153,13 +169,14 @@ def score(
 
 
 def check_metrics(metrics: Sequence[str] | None) -> list[str]:
-    """Names of the metrics to compute; all when None. Fails now rather than after the first clip.
+    """Names of the metrics to compute; None stands for all less `unavailable_metrics`. Fails now, not after a clip.
 
     Raises:
         ValueError: If a name is unknown.
         ImportError: If a metric's package is missing.
+        FileNotFoundError: If the weights of a metric that was asked for are missing.
     """
-    names = list(METRICS) if metrics is None else list(metrics)
+    names = [name for name in METRICS if name not in unavailable_metrics()] if metrics is None else list(metrics)
     if unknown := sorted(set(names) - set(METRICS)):
         raise ValueError(f"unknown metrics {', '.join(unknown)}; choose among {', '.join(METRICS)}")
     for name in names:
@@ -167,7 +184,21 @@ def check_metrics(metrics: Sequence[str] | None) -> list[str]:
             _package("pesq")
         elif name in ("stoi", "estoi"):
             _package("pystoi")
+        elif name == "mosnet":
+            from taae.metrics_mosnet import find_weights
+
+            find_weights()
+            _package("h5py")
     return names
+
+
+def unavailable_metrics() -> dict[str, str]:
+    """Metrics that need more than packages of the extra, here MOSNet without its weights: name -> what to do."""
+    try:
+        check_metrics(["mosnet"])
+    except (FileNotFoundError, ImportError) as error:
+        return {"mosnet": f"unavailable: {error}"}
+    return {}
 
 
 def raw_from_mos_lqo(mos_lqo: float) -> float:

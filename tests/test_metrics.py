@@ -101,8 +101,8 @@ def test_more_noise_scores_worse_on_every_metric(clean, noise):
     pytest.importorskip("pesq")
     pytest.importorskip("pystoi")
     better, worse = (metrics.score(clean, add_noise(clean, noise, snr_db), RATE) for snr_db in (20, 0))
-    assert set(better) == set(metrics.METRICS)
-    for name in metrics.METRICS:
+    assert set(better) == set(metrics.METRICS) - set(metrics.unavailable_metrics())
+    for name in better:
         sign = -1 if name.endswith("distance") else 1
         assert sign * better[name] > sign * worse[name] + 0.02, name
 
