@@ -1,0 +1,187 @@
+"""The runner: parameters, the cache, time limits, failures, and the report."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from typer.testing import CliRunner
+
+from workbench import cli, published, reproduce, tables_facts, verdicts
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_notebook(folder: Path, name: str, parameters: str, *sources: str) -> None:
+    cells = [nbformat.v4.new_markdown_cell(f"# {name}"), nbformat.v4.new_code_cell(parameters)]
+    cells[1].metadata["tags"] = ["parameters"]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
+
+
+LEVELS = "from workbench import tables_facts\ntables_facts.table01().save(results)"
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """A folder of small notebooks, and an empty cache."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(reproduce, "NOTEBOOKS", folder)
+    monkeypatch.setattr(reproduce, "RUNS", tmp_path / "runs")
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    return folder
+
+
+def test_every_published_table_and_figure_has_a_notebook():
+    names = set(reproduce.names())
+    for number in range(1, 13):
+        assert any(name.startswith(f"table{number:02d}_") for name in names)
+    assert {"fig02_mushra", "fig03_length", "fig04_demographics", "text_numbers"} <= names
+    assert {"00_start_here", "fsq_levels", "fsq_codebook_use", "latent_traversal"} <= names
+    assert {"rate_distortion", "three_fsqs"} <= names
+    assert reproduce.FIRST in names
+    giving = [name for name in reproduce.choose([], "smoke") if "results" in reproduce.parameters(name)]
+    assert len(giving) == 16
+
+
+def test_notebooks_are_chosen_by_name_or_beginning():
+    assert reproduce.choose(["table02", "fsq"], "smoke") == [
+        *("fsq_codebook_use", "fsq_levels", "table02_objective_metrics")
+    ]
+    with pytest.raises(ValueError, match="no notebook 'table13'"):
+        reproduce.choose(["table13"], "smoke")
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "full"])
+def test_a_profile_names_parameters_that_exist(profile, monkeypatch):
+    monkeypatch.setattr(reproduce.notebook, "find_manifest", lambda name: Path(name))
+    chosen = reproduce.choose([], profile)
+    known = {key for name in chosen for key in reproduce.parameters(name)}
+    assert set(reproduce.PLANS[profile].values) - {"seconds"} <= known
+    values = reproduce.settings(chosen, profile, {})
+    assert values["table02_objective_metrics"]["num_clips"] == {"smoke": 2, "cpu": 20, "gpu": 200, "full": 900}[profile]
+
+
+def test_misspelt_and_wrong_parameters_are_refused():
+    chosen = ["table02_objective_metrics", "fig03_length"]
+    with pytest.raises(ValueError, match="no notebook of this run has num_clip; they have checkpoint"):
+        reproduce.settings(chosen, "smoke", {"num_clip": 3})
+    with pytest.raises(ValueError, match="num_clips of table02_objective_metrics is like 20, got 'many'"):
+        reproduce.settings(chosen, "smoke", {"num_clips": "many"})
+    assert reproduce.settings(chosen, "smoke", {"num_clips": 5})["fig03_length"]["num_clips"] == 5
+    assert reproduce.setting("num_clips=5") == ("num_clips", 5)
+    assert reproduce.setting("checkpoint=runs/mine") == ("checkpoint", "runs/mine")
+    assert reproduce.setting("lengths_s=[3.0, 6]") == ("lengths_s", [3.0, 6])
+    with pytest.raises(ValueError, match="KEY=VALUE"):
+        reproduce.setting("num_clips")
+    answer = CliRunner().invoke(cli.app, ["reproduce", "--profile", "huge"])
+    assert answer.exit_code == 2 and "profile must be one of smoke" in answer.output
+
+
+def test_a_missing_manifest_becomes_the_examples_and_is_said(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TAAE_SHARED", str(tmp_path))
+    values = reproduce.settings(["table02_objective_metrics"], "cpu", {})
+    assert values["table02_objective_metrics"]["manifest"] == ""
+    assert "using the examples of the repository: no manifest at" in capsys.readouterr().err
+
+
+def test_every_published_number_has_a_verdict_whatever_ran():
+    outcomes = reproduce.complete([tables_facts.table01()])
+    cells = [cell for outcome in outcomes for cell in outcome.cells]
+    wanted = [number.id for table in published.load().values() for number in table.cells]
+    assert [cell.id for cell in cells] == wanted and len(wanted) > 1000
+    by_name = {outcome.name: outcome for outcome in outcomes}
+    assert by_name["talk.levels"].counts() == {"exact": 17}
+    assert by_name["table02"].counts() == {"not run": 117}
+
+
+def test_a_run_is_kept_and_its_report_reads_offline(notebooks, tmp_path, capsys):
+    figure = "import plotly.graph_objects as go\ngo.Figure(go.Scatter(y=[1, 2, word])).show()"
+    write_notebook(
+        notebooks, "table01_levels", 'results: str = ""  # file\nword: int = 3  # of the figure', LEVELS, figure
+    )
+    write_notebook(notebooks, "table99_broken", "seed: int = 0  # unused", "raise RuntimeError('on purpose')")
+    folder, done = reproduce.run([], "smoke", given={"word": 7}, out=tmp_path / "first")
+    assert [(ran.name, ran.status) for ran in done] == [("table01_levels", "ok"), ("table99_broken", "failed")]
+    assert "on purpose" in done[1].error
+    again, second = reproduce.run([], "smoke", given={"word": 7}, out=tmp_path / "second")
+    assert [ran.status for ran in second] == ["cached", "failed"]
+    assert second[0].outcome.rows() == done[0].outcome.rows()
+    _, third = reproduce.run(["table01"], "smoke", given={"word": 8}, out=tmp_path / "third")
+    assert third[0].status == "ok" and third[0].key != done[0].key  # another parameter, another hash
+
+    html = (folder / "report.html").read_text()
+    assert html.count("plotly.js v") >= 1 and not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", html)
+    assert '"y": [1, 2, 7]' in html or '"y":[1,2,7]' in html
+    assert "on purpose" in html and "Table 12" in html
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert len(rows) == sum(len(table.cells) for table in published.load().values())
+    assert all(row["verdict"] in verdicts.VERDICTS and row["reason"] for row in rows)
+    assert all((row["ours"] == "") == (row["verdict"] == "not run") for row in rows)
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert facts["notebooks"][0]["parameters"] == {"word": 7} and len(facts["source_sha256"]) == 64
+    executed = nbformat.read(folder / "notebooks" / "table01_levels.ipynb", 4)
+    assert any(cell.get("outputs") for cell in executed.cells)
+
+
+def test_a_notebook_that_takes_too_long_is_stopped(notebooks, tmp_path):
+    write_notebook(notebooks, "slow", "seed: int = 0  # unused", "import time\ntime.sleep(600)")
+    begun = time.monotonic()
+    _, done = reproduce.run(["slow"], "smoke", limit_s=6, out=tmp_path / "out")
+    assert done[0].status == "out of time" and time.monotonic() - begun < 60
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_run_goes_on_where_it_was(notebooks, tmp_path):
+    write_notebook(notebooks, "table01_quick", 'results: str = ""  # file', LEVELS)
+    marker = tmp_path / "second"
+    slow = f"import pathlib, time\npath = pathlib.Path({str(marker)!r})\nif not path.exists():\n    time.sleep(600)"
+    write_notebook(notebooks, "table02_slow", "seed: int = 0  # unused", slow)
+    code = (
+        "import sys; from pathlib import Path; from workbench import reproduce\n"
+        f"reproduce.NOTEBOOKS, reproduce.RUNS = Path({str(notebooks)!r}), Path({str(tmp_path / 'runs')!r})\n"
+        f"reproduce.run([], 'smoke', out=Path({str(tmp_path / 'out')!r}), workers=1, limit_s=900)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    kept = tmp_path / "runs" / "reproduce-cache"
+    for _ in range(1500):
+        if list(kept.glob("*/done.json")):
+            break
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    children = subprocess.run(["pgrep", "-f", str(notebooks / "table02_slow.ipynb")], capture_output=True, text=True)
+    for pid in map(int, children.stdout.split()):
+        os.kill(pid, signal.SIGTERM)
+    marker.touch()
+    _, done = reproduce.run([], "smoke", out=tmp_path / "out", workers=1)
+    assert [(ran.name, ran.status) for ran in done] == [("table01_quick", "cached"), ("table02_slow", "ok")]
+
+
+def test_the_key_follows_what_a_result_depends_on(notebooks, tmp_path, monkeypatch):
+    write_notebook(notebooks, "one", "seed: int = 0  # x", "seed")
+    plain = reproduce.key_of("one", {})
+    assert reproduce.key_of("one", {"seed": 1}) != plain
+    (tmp_path / "list.jsonl").write_text("{}\n")
+    monkeypatch.setenv("TAAE_SHARED", str(tmp_path))
+    with_list = reproduce.key_of("one", {"manifest": "list.jsonl"})
+    (tmp_path / "list.jsonl").write_text("{ }\n")
+    assert reproduce.key_of("one", {"manifest": "list.jsonl"}) != with_list
+    write_notebook(notebooks, "one", "seed: int = 0  # x", "seed + 1")
+    assert reproduce.key_of("one", {}) != plain
+
+
+def test_the_command_lists_notebooks_without_running_any():
+    answer = CliRunner().invoke(cli.app, ["reproduce", "table02", "--list"])
+    assert answer.exit_code == 0 and answer.output.startswith("table02_objective_metrics")
+    assert "num_clips=20" in answer.output
