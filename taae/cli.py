@@ -14,9 +14,13 @@ import typer
 from taae import __version__
 from taae.batch import STREAM
 from taae.cli_convert import compress, decode, decompress, encode
+from taae.cli_corpus import data_shards, encode_dataset
 from taae.cli_eval import evaluate
+from taae.cli_export import export
 from taae.cli_options import Dtype, DtypeOption, Force, Model, OfficialConfig, load_codec, read_bytes, refuse_terminals
 from taae.cli_output import complain, explain, say
+from taae.cli_stream import stream
+from taae.cli_train import train
 
 logger = logging.getLogger("taae.cli")  # __name__ is "__main__" under `python -m`
 
@@ -45,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (compress, decompress, encode, decode):
+for verb in (compress, decompress, encode, decode, stream, export, encode_dataset, data_shards):
     app.command()(verb)
 
 
@@ -94,20 +98,7 @@ def info(
 app.command(name="eval")(evaluate)
 
 
-@app.command()
-def train(
-    config: Annotated[Path, typer.Option(metavar="FILE", help="Recipe in TOML, such as taae/recipes/mini-first.toml.")],
-    run: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run: checkpoints, log, and the model.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in DIR.")] = False,
-    shared: Annotated[
-        Path, typer.Option(metavar="DIR", envvar="TAAE_SHARED", help="Where the recipe's manifest is.")
-    ] = Path("../shared"),
-) -> None:
-    """Train a model from a recipe."""
-    from taae.train import load_config
-    from taae.train import train as run_training
-
-    run_training(load_config(config), run, shared, resume=resume)
+app.command()(train)
 
 
 @app.command()
@@ -138,9 +129,9 @@ def convert(
 def main() -> None:
     """Run the `taae` command on `sys.argv` and end the process with an exit code (see `taae --help`)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported: idle threads sleep, not spin
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")  # file names need not be valid text
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files are removed
     logging.basicConfig(format="taae: %(message)s", level=logging.WARNING)
     try:

@@ -1,6 +1,7 @@
-"""Fixtures for every test: the shared folder, synthetic speech, and seeds."""
+"""Fixtures for every test: the shared folder, synthetic speech, seeds, and a headless Chromium."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,16 @@ settings.register_profile("taae", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("taae")
 
 ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +76,28 @@ def speech() -> Callable[..., np.ndarray]:
         return (0.5 * wav[:n] + 1e-4 * rng.standard_normal(n)).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def launch_chromium():
+    """Gives a function that starts a Chromium with further flags; all are closed at the end."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("needs Chromium: no chromium, chromium-browser or google-chrome on the PATH")
+    with sync_api.sync_playwright() as playwright:
+        browsers = []
+
+        def launch(*flags: str):
+            browsers.append(playwright.chromium.launch(executable_path=path, args=[*CHROMIUM_FLAGS, *flags]))
+            return browsers[-1]
+
+        yield launch
+        for browser in browsers:
+            browser.close()
+
+
+@pytest.fixture(scope="session")
+def chromium(launch_chromium):
+    """One Chromium shared by the tests that need no further flags."""
+    return launch_chromium()
