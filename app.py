@@ -1,7 +1,8 @@
-"""Serve the page: `python app.py`, then open the address that it prints."""
+"""Serve the page and the listening tests: `python app.py`, then open the addresses that it prints."""
 
 import argparse
 import sys
+from pathlib import Path
 
 import taae
 
@@ -14,13 +15,14 @@ def main() -> None:
     parser.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
     parser.add_argument("--model", default="mini", help="embedded model or model folder")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--listening", type=Path, default=Path("runs/listening"), help="folder of the listening tests")
     options = parser.parse_args()
     try:
         codec = taae.load(options.model, device=options.device)
 
         from workbench.ui.page import serve  # needs the extra `app`, and a wrong model is told sooner
 
-        serve(codec, host=options.host, port=options.port, share=options.share)
+        serve(codec, host=options.host, port=options.port, share=options.share, listening=options.listening)
     except ImportError as error:
         sys.exit(f"app.py: {error}; the page needs more packages: pip install 'taae-workbench[app]', or run make app")
     except (OSError, OverflowError, ValueError) as error:  # no such model, port taken, no such port

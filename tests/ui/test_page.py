@@ -42,13 +42,13 @@ def url(folder, server_log):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).parent / "tiny_server.py"), str(port)]
+    command = [sys.executable, str(Path(__file__).parent / "tiny_server.py"), str(port), str(folder / "listening")]
     environment = os.environ | {"GRADIO_TEMP_DIR": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with server_log.open("w") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}/"
     try:
-        for _ in range(600):
+        for _ in range(1800):  # a busy machine may take minutes
             try:
                 urlopen(address, timeout=5).close()
                 break

@@ -1,4 +1,4 @@
-"""Serves the page with a tiny codec of random weights: `python tiny_server.py PORT`.
+"""Serves the page with a tiny codec of random weights: `python tiny_server.py PORT FOLDER`, ratings in FOLDER.
 
 Every host other than this machine that the process wants to reach is printed and refused.
 """
@@ -42,4 +42,4 @@ if __name__ == "__main__":
     with contextlib.suppress(OSError):  # shows that the hook works
         socket.getaddrinfo(CONTROL, 80)
     torch.set_num_threads(1)
-    serve(tiny_codec(), port=int(sys.argv[1]))
+    serve(tiny_codec(), port=int(sys.argv[1]), listening=sys.argv[2])

@@ -5,8 +5,11 @@ JSON and is set with textContent, because Gradio evaluates the templates of `gr.
 """
 
 import logging
+import math
 import os
 import secrets
+import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from html import escape
@@ -14,8 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import uvicorn
+from fastapi.responses import HTMLResponse
+from gradio import networking
 from gradio.utils import get_upload_folder
 
+import workbench.listening
 from taae import audio
 from workbench.compare import (
     BOTTLENECKS,
@@ -28,12 +35,16 @@ from workbench.compare import (
     is_taae,
     open_taae,
 )
+from workbench.listening.server import ADMIN_TOKEN_VARIABLE, build_server
+from workbench.ui import live, token_edit
 from workbench.ui.make_examples import EXAMPLES, EXAMPLES_DIR
 
 if TYPE_CHECKING:
     from taae.codec import Codec
 
 STATIC_DIR = Path(__file__).parent / "static"
+ENGINE_DIR = Path(workbench.listening.__file__).parent / "static"
+PLAYER_SCRIPTS = ("player.js", "spectrum.js", "pictures.js", "table.js", "abx.js", "tools.js", "tokens.js", "view.js")
 CHOSEN_AT_FIRST = ("1x6^6", "2x5^6", "continuous")
 KEEP_FILES_S = 2 * 3600
 
@@ -68,7 +79,7 @@ def build_app(codec: "Codec") -> gr.Blocks:
                 press = gr.Button("Listen", variant="primary", elem_id="listen")
         player = gr.HTML(
             html_template='<section class="taae player" aria-label="Comparison"></section>',
-            js_on_load=_scripts("player.js", "spectrum.js", "pictures.js", "table.js", "view.js", "mount_player.js"),
+            js_on_load=_scripts(*PLAYER_SCRIPTS, "mount_player.js"),
             apply_default_css=False,
         )
         recording = gr.File(label="Recording or .taae file", visible=False)
@@ -109,12 +120,45 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def serve(codec: "Codec", *, host: str = "127.0.0.1", port: int = 7860, share: bool = False) -> None:
-    """Serves the page until it is interrupted."""
+def serve(
+    codec: "Codec",
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    share: bool = False,
+    listening: str | Path = "runs/listening",
+) -> None:
+    """Serves this page at `/` and the listening tests at `/t/<study>` and `/admin` until it is interrupted.
+
+    Args:
+        codec: What the page plays.
+        host: Address to listen on.
+        port: Its port.
+        share: Open a public tunnel through Gradio's servers.
+        listening: Folder of the listening tests; made where it is missing.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with tempfile.TemporaryDirectory(prefix="taae-") as folder:
+    admin_token = os.environ.get(ADMIN_TOKEN_VARIABLE, "")
+    with tempfile.TemporaryDirectory(prefix="taae-") as folder, socket.socket() as listener:
         os.environ.setdefault("GRADIO_TEMP_DIR", folder)
-        build_app(codec).queue(max_size=32).launch(server_name=host, server_port=port, share=share, **launch_options())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        server = build_server(listening, admin_token=admin_token)
+        server.router.routes.extend(live.routes(codec))
+        server.include_router(token_edit.routes(codec))
+        server.add_api_route("/share-template", share_template, response_class=HTMLResponse)
+        options = launch_options()
+        options["blocked_paths"].append(str(Path(listening).resolve()))
+        page = build_app(codec).queue(max_size=32)
+        app = gr.mount_gradio_app(server, page, "/", server_name=host, server_port=port, **options)
+        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        print(f"The page is at {address}, the listening tests are at {address}/admin")
+        if not admin_token:  # once, and only where the server was started
+            print(f"Admin, for this run only: {address}/admin#token={server.state.admin_token}")
+        if share:
+            print("Public address:", networking.setup_tunnel(host, port, secrets.token_urlsafe(32), None, None))
+        sys.stdout.flush()
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
 def _listen(
@@ -158,17 +202,36 @@ def _files(comparison: Comparison) -> tuple[dict[str, Any], list[str]]:
         return name
 
     report["original_file"] = None
+    report["original_loudness_lufs"] = None
     if comparison.original is not None:
+        report["original_loudness_lufs"] = _loudness(comparison.original, comparison.sample_rate_hz)
         report["original_file"] = write_wav(f"{stem}-original.wav", comparison.original)
     for version, entry in zip(comparison.versions, report["versions"], strict=True):
         tag = version.bottleneck.replace("^", "-")
         entry["wav_file"] = write_wav(f"{stem}-{tag}.wav", version.wav)
+        entry["loudness_lufs"] = _loudness(version.wav, comparison.sample_rate_hz)
         entry["taae_file"] = None
         if version.data is not None:
             entry["taae_file"] = f"{stem}-{tag}.taae"
             (folder / entry["taae_file"]).write_bytes(version.data)
             paths.append(str(folder / entry["taae_file"]))
     return report, paths
+
+
+def _loudness(wav: Any, sample_rate_hz: int) -> float | None:
+    """BS.1770, LUFS; None for what is silent or too short to have one."""
+    try:
+        loudness_lufs = audio.integrated_loudness(wav, sample_rate_hz)
+    except ValueError:
+        return None
+    return loudness_lufs if math.isfinite(loudness_lufs) else None
+
+
+def share_template() -> str:
+    """A page that works offline, with a place for the report and the sounds of a comparison."""
+    template = (STATIC_DIR / "shared.html").read_text(encoding="utf-8")
+    style = (STATIC_DIR / "page.css").read_text(encoding="utf-8")
+    return template.replace("PAGE_CSS", style).replace("PAGE_SCRIPTS", _scripts(*PLAYER_SCRIPTS))
 
 
 def _choices(codec: "Codec") -> list[tuple[str, str]]:
@@ -182,8 +245,12 @@ def _header(codec: "Codec") -> str:
     what = "the small embedded one, a first version" if codec.name == "mini" else f"“{escape(codec.name)}”"
     return f"""<header class="taae masthead"><h1>Hear speech at a few hundred bits per second</h1>
 <p>The model is {what}: {millions:.3g} million parameters, against 950 million in the paper.
-It runs on this machine, and every number on this page is measured on what you hear.</p></header>"""
+It runs on this machine, and every number on this page is measured on what you hear.</p>
+<p><a href="live/">Speak live through the codec</a> · <a href="admin">Listening tests</a></p></header>"""
 
 
 def _scripts(*names: str) -> str:
-    return "\n".join((STATIC_DIR / name).read_text(encoding="utf-8") for name in names)
+    """Files of this page, or of the listening engine that it shares."""
+    folders = (ENGINE_DIR, STATIC_DIR)
+    paths = (next(folder / name for folder in folders if (folder / name).exists()) for name in names)
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)

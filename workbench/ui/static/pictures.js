@@ -18,6 +18,14 @@ class Pictures {
     this.forgetColours();
   }
 
+  /** Version `index` sounds otherwise now. */
+  replace(index, wav) {
+    this.wavs[index] = wav;
+    this.levels[index] = undefined;
+    this.envelopes.delete(index);
+    [index, `difference ${index}`].forEach((key) => this.images.delete(key));
+  }
+
   forgetColours() {
     this.images = new Map();
   }

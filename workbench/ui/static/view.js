@@ -42,6 +42,7 @@ class ComparisonView {
     this.player?.dispose();
     this.player?.context.close();
     this.report = report;
+    this.wavs = wavs;
     this.player = new SyncPlayer(context);
     this.player.load(wavs);
     // A version is known by its key: 0 is the original, 1 ... 9 the coded ones.
@@ -70,7 +71,10 @@ class ComparisonView {
     const { report } = this;
     const { table, rows } = comparisonTable(report, urls, this.versions);
     this.rows = rows;
-    const parts = [this._transport(), this._versions(), this._stage(), make("p", "help quiet", this._help()), table];
+    this.tools = new Tools(this, urls);
+    this.strip = new TokenStrip(this, urls);
+    const { tools, strip } = this;
+    const parts = [this._transport(), this._versions(), tools.element, this._stage(), strip.editor, make("p", "help quiet", this._help()), table];
     const notes = [...report.notes, ...missingMetrics(report)];
     if (notes.length) {
       const list = make("ul", "notes quiet");
@@ -80,6 +84,29 @@ class ComparisonView {
     this.root.replaceChildren(...parts, tableLegend(report));
     this.root.classList.add("loaded");
     this._listenToPointer();
+  }
+
+  /** Puts other sounds of the same length behind the same buttons, where they are in time. */
+  replaceSounds(wavs) {
+    const { player } = this;
+    const { active, position, isPlaying, isLooping, region, sampleRate } = player;
+    if (isPlaying) player.pause();
+    clearTimeout(this.replacing);
+    this.replacing = setTimeout(() => {
+      player.load(wavs);
+      player.select(active);
+      if (isLooping) player.setLoop(region.start / sampleRate, region.end / sampleRate);
+      player.seek(position);
+      if (isPlaying) player.play();
+    }, 60); // after the fade
+  }
+
+  /** Another sound for one version, of the same length. */
+  replaceVersion(index, wav) {
+    this.wavs[index] = wav;
+    this.pictures.replace(index, wav);
+    this.tools.apply();
+    this._draw();
   }
 
   _transport() {
@@ -139,6 +166,7 @@ class ComparisonView {
       this.stage.append(figure);
     }
     this.captions.waveform.textContent = "Waveform";
+    this.canvases.waveform.parentElement.after(this.strip.element);
     if (this.report.has_original) {
       this.captions.original.textContent = "Original";
       const keys = [make("span", "key lost", "energy lost"), make("span", "key added", "energy added")];
@@ -199,7 +227,7 @@ class ComparisonView {
   }
 
   _onKey(event) {
-    if (!this.player?.numFrames || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!this.player?.numFrames || this.isBusy || event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target;
     if (target.closest?.("textarea, select, [contenteditable], input:not([type=checkbox]):not([type=radio])")) return;
     const action = this._actions(target, event.shiftKey ? 0.1 : 1)[event.key];
@@ -294,6 +322,7 @@ class ComparisonView {
     this.drawn = active;
     if (!hasOriginal || active > 0) this.lastCoded = active; // while the original sounds, the last coded version stays in view
     this.pictures.waveform(this.canvases.waveform, active, hasOriginal && active > 0);
+    this.strip.draw();
     this.pictures.spectrogram(this.canvases.coded, this.lastCoded);
     this.captions.coded.textContent = `${hasOriginal ? "Coded" : "Decoded"}, ${this.versions[this.lastCoded].label}`;
     if (hasOriginal) {

@@ -1,4 +1,4 @@
-"""The player's audio, rendered by Chromium, against a numpy model of gain envelopes and looping."""
+"""The player's audio, rendered by Chromium offline and live, against a numpy model of gain envelopes and looping."""
 
 import base64
 import math
@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import workbench.ui
+import workbench.listening
 
 pytestmark = pytest.mark.browser
-PLAYER_JS = Path(workbench.ui.__file__).parent / "static" / "player.js"
+STATIC_DIR = Path(workbench.listening.__file__).parent / "static"
+SCRIPTS = [STATIC_DIR / "player.js", STATIC_DIR / "listening_log.js"]
+SECURE_PAGE = "http://localhost/live"  # a worklet needs a secure origin; the engine itself does not
 
 RENDER = """async ([encoded, sampleRate, seconds, actions]) => {
   const wavs = encoded.map((text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer));
@@ -22,6 +24,47 @@ RENDER = """async ([encoded, sampleRate, seconds, actions]) => {
   let text = "";
   for (const byte of new Uint8Array(rendered.buffer)) text += String.fromCharCode(byte);
   return [btoa(text), positions];
+}"""
+
+# Plays live, does `steps`, [milliseconds to wait, method, ...arguments], and gives everything that left for the sound
+# card as [first frame, samples], and the events of the player.
+RECORD = """async ([encoded, sampleRate, steps]) => {
+  const wavs = encoded.map((text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer));
+  const context = new AudioContext({ sampleRate });
+  const code = `registerProcessor("recorder", class extends AudioWorkletProcessor {
+    process(inputs) {
+      this.port.postMessage([currentFrame, inputs[0][0]?.slice() ?? new Float32Array(128)]);
+      return true;
+    }
+  })`;
+  await context.audioWorklet.addModule(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+  const output = context.createGain();
+  const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
+  output.connect(recorder);
+  output.connect(context.destination);
+  const blocks = [];
+  await new Promise((resolve) => (recorder.port.onmessage = resolve));
+  // The first block may come long before the second.
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  recorder.port.onmessage = ({ data }) => blocks.push(data);
+  const player = new SyncPlayer(context, output);
+  player.load(wavs);
+  const events = [];
+  const log = new ListeningLog(player, (event) => events.push(event));
+  for (const [wait, method, ...rest] of steps) {
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    player[method](...rest);
+  }
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  const heard = player.versions.map((_, index) => log.secondsOf(index));
+  const end = context.currentTime;
+  log.dispose();
+  await context.close();
+  const sound = new Float32Array(128 * blocks.length);
+  blocks.forEach(([, block], k) => sound.set(block, 128 * k));
+  let text = "";
+  for (const byte of new Uint8Array(sound.buffer)) text += String.fromCharCode(byte);
+  return [btoa(text), blocks.map(([frame]) => frame), events, heard, end];
 }"""
 
 
@@ -125,7 +168,8 @@ def _model(wavs: np.ndarray, sample_rate_hz: int, seconds: float, actions: list[
 @pytest.fixture(scope="module")
 def player_page(chromium):
     page = chromium.new_page()
-    page.add_script_tag(path=PLAYER_JS)
+    for script in SCRIPTS:
+        page.add_script_tag(path=script)
     yield page
     page.close()
 
@@ -170,3 +214,81 @@ def test_the_player_refuses_versions_of_different_lengths(player_page):
         } catch (error) { return error.message; } }"""
     )
     assert message == "versions differ in length"
+
+
+@pytest.fixture(scope="module")
+def secure_page(chromium):
+    page = chromium.new_page()
+    page.route(SECURE_PAGE, lambda route: route.fulfill(body="<!doctype html>", content_type="text/html"))
+    page.goto(SECURE_PAGE)
+    for script in SCRIPTS:
+        page.add_script_tag(path=script)
+    yield page
+    page.close()
+
+
+def _play_live(page, wavs: np.ndarray, sample_rate_hz: int, steps: list[tuple]):
+    encoded = [base64.b64encode(wav.tobytes()).decode() for wav in wavs]
+    text, frames, events, heard_s, end_s = page.evaluate(RECORD, [encoded, sample_rate_hz, steps])
+    return np.frombuffer(base64.b64decode(text), dtype=np.float32), frames, events, heard_s, end_s
+
+
+def test_live_playing_loses_no_block_and_is_never_silent_between_versions(secure_page):
+    """Clicks as fast as a hand, through a real AudioContext; the log of the player says when each took effect."""
+    rate = 48000
+    wavs = _wavs(rate)
+    wavs[np.abs(wavs) < 0.01] = 0.01  # so that a zero at the output is silence
+    rng = np.random.default_rng(5)
+    steps: list[tuple] = [(0, "play"), (300, "setLoop", 0.1, 1.6)]
+    for _ in range(30):
+        steps.append((int(rng.integers(30, 260)), "select", int(rng.integers(len(wavs)))))
+    for _ in range(3):  # a machine that is too busy to feed its sound card says nothing about the player
+        sound, frames, events, heard_s, end_s = _play_live(secure_page, wavs, rate, steps)
+        if set(np.diff(frames)) == {128}:
+            break
+    assert set(np.diff(frames)) == {128}  # no block was lost
+    methods = {"play": "play", "switch": "select", "loop": "setLoop"}
+    actions: list[tuple] = []
+    for event in events:
+        assert event["kind"] in methods, event  # no underrun either
+        arguments = {"switch": [event["version"]], "loop": [0.1, 1.6]}.get(event["kind"], [])
+        actions.append((methods[event["kind"]], event["time"], *arguments))
+    assert len([action for action in actions if action[0] == "select"]) > 15
+    total = frames[0] + len(sound)
+    expected = _model(wavs, rate, total / rate, actions)[frames[0] :]
+    assert np.abs(sound - expected).max() < 1e-6
+
+    started = round(actions[0][1] * rate) - frames[0] + 1
+    silent = np.flatnonzero(sound[started:] == 0)
+    longest = max(len(run) for run in np.split(silent, np.flatnonzero(np.diff(silent) > 1) + 1))
+    assert longest <= 2
+    assert sum(heard_s) == pytest.approx(end_s - actions[0][1], abs=1e-3)
+    assert min(heard_s) > 0
+
+
+def test_a_starved_sound_card_is_logged_as_an_underrun(player_page):
+    """A context whose clock stands still while the wall goes on, as when the device is not fed."""
+    kinds = player_page.evaluate(
+        """async () => {
+          const context = Object.assign(new EventTarget(), { state: "running", currentTime: 1 });
+          const player = { versions: [1], isPlaying: true, active: 0, position: 0, context };
+          const kinds = [];
+          const log = new ListeningLog(player, ({ kind, body }) => kinds.push([kind, body.seconds]));
+          const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+          const start = performance.now();
+          for (let k = 0; k < 80; k++) { // 0.8 s of a clock that runs as it should
+            await wait(10);
+            context.currentTime = 1 + (performance.now() - start) / 1000;
+          }
+          const before = kinds.length;
+          await wait(700); // the clock stands still
+          window.dispatchEvent(new Event("blur"));
+          log.dispose();
+          return [before, kinds];
+        }"""
+    )
+    before, events = kinds
+    assert before == 0
+    lost_s = sum(seconds for kind, seconds in events if kind == "underrun")
+    assert 0.4 < lost_s < 1.0
+    assert events[-1][0] == "blur"

@@ -11,6 +11,8 @@ class SyncPlayer {
   static SHORTEST_LOOP_SECONDS = 0.5;
   // Chromium 156 begins a curve at the wrong value when another one ended in the same block of 128 frames, so they keep this apart.
   static QUANTUM = 128;
+  // A busy audio thread renders several blocks at once; a ramp that it learns of too late would begin in its middle.
+  static LEAD_SECONDS = 0.03;
 
   /**
    * @param {BaseAudioContext} context  plays at `context.sampleRate`, which must be that of the versions
@@ -29,6 +31,9 @@ class SyncPlayer {
     this.numFrames = 0;
     this.region = { start: 0, end: 0 };
     this.onchange = () => {};
+    /** Told of everything that is done, as {kind, version, frame, position}: the context frame from which it is heard, and
+     * seconds into the recording at that frame. `kind` is play, pause, switch, seek or loop. */
+    this.onevent = () => {};
     this._run = null; // the sources that sound now
     this._restFrame = 0; // where to start when nothing sounds
     this._switchFree = 0; // first context frame at which no switch is under way
@@ -82,8 +87,9 @@ class SyncPlayer {
   play(when) {
     if (this._run || !this.numFrames) return;
     if (this.context.state === "suspended" && when === undefined) this.context.resume();
-    this._start(Math.max(this._frame(when), this._quietFrom), this._restFrame);
-    this.onchange();
+    const frame = Math.max(this._frame(when), this._quietFrom);
+    this._start(frame, this._restFrame);
+    this._tell("play", frame);
   }
 
   pause(when) {
@@ -91,7 +97,7 @@ class SyncPlayer {
     const frame = this._stop(this._frame(when));
     this._restFrame = this._positionAt(frame);
     this._run = null;
-    this.onchange();
+    this._tell("pause", frame);
   }
 
   /** Makes version `index` the audible one, at the same position. */
@@ -110,19 +116,20 @@ class SyncPlayer {
       this._switchFree = frame;
     }
     this.active = index;
-    this.onchange();
+    this._tell("switch", frame);
   }
 
   /** Goes to `seconds`; inside a loop region, to the nearest point of it. */
   seek(seconds, when) {
     const target = this._clamp(Math.round(seconds * this.sampleRate));
+    let frame = this._frame(when);
     if (this._run) {
-      const frame = this._stop(this._frame(when));
+      frame = this._stop(frame);
       this._start(frame + this.fadeFrames, target);
     } else {
       this._restFrame = target;
     }
-    this.onchange();
+    this._tell("seek", frame);
   }
 
   /** Repeats start..end (seconds, at least half a second); without arguments the whole recording. */
@@ -131,8 +138,9 @@ class SyncPlayer {
     let first = Math.max(0, Math.round(Math.min(start, end) * this.sampleRate));
     const last = Math.min(this.numFrames, Math.max(Math.round(Math.max(start, end) * this.sampleRate), first + shortest));
     first = Math.min(first, last - shortest);
+    let frame = this._frame(when);
     if (this._run) {
-      const frame = this._stop(this._frame(when));
+      frame = this._stop(frame);
       const position = this._positionAt(frame + this.fadeFrames);
       this._setRegion(first, last);
       this._start(frame + this.fadeFrames, this._isInside(position) ? position : first);
@@ -140,7 +148,7 @@ class SyncPlayer {
       this._setRegion(first, last);
       if (!this._isInside(this._restFrame)) this._restFrame = first;
     }
-    this.onchange();
+    this._tell("loop", frame);
   }
 
   /** Silences and lets go of everything. */
@@ -153,9 +161,13 @@ class SyncPlayer {
     this.numFrames = 0;
   }
 
+  _tell(kind, frame) {
+    this.onevent({ kind, version: this.active, frame, position: this._positionAt(frame) / this.sampleRate });
+    this.onchange();
+  }
+
   _frame(when) {
-    // 10 ms ahead, so that the audio thread cannot have rendered past a ramp's first sample when it learns of it
-    if (when === undefined) return Math.ceil((this.context.currentTime + 0.01) * this.sampleRate);
+    if (when === undefined) return Math.ceil((this.context.currentTime + SyncPlayer.LEAD_SECONDS) * this.sampleRate);
     return Math.round(when * this.sampleRate);
   }
 
