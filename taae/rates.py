@@ -152,8 +152,8 @@ class RealTimeFactor:
 
 
 def real_time_factor(
-    process: Callable[[np.ndarray], Any],
-    wavs: Iterable[np.ndarray],
+    process: Callable[[Any], Any],
+    wavs: Iterable[Any],
     sample_rate_hz: int,
     *,
     num_warm_up: int = 1,
@@ -165,7 +165,7 @@ def real_time_factor(
 
     Args:
         process: What is timed.
-        wavs: One a call; the last axis is time.
+        wavs: Arrays or tensors, one a call; the last axis is time.
         sample_rate_hz: Of the wavs.
         num_warm_up: Calls on the first wav before the clock starts.
         synchronize: Waits for the device, `torch.cuda.synchronize` on a GPU; without it only the launch is timed there.

@@ -10,7 +10,7 @@ class TokenStrip {
     this.edits = view.versions.map(() => new Map()); // "frame stage" -> token
     this.canvas = make("canvas");
     this.caption = make("figcaption", "", "Tokens");
-    this.element = make("figure", "lane tokens-lane");
+    this.element = make("figure", "tokens-lane");
     this.element.append(this.canvas, this.caption);
     this.editor = make("form", "token-editor");
     this.editor.setAttribute("aria-label", "Token");
