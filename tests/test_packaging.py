@@ -94,8 +94,9 @@ def test_imports_run_one_way():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_wheel_brings_every_file_of_both_packages(wheel, tracked):
-    packages = {path.relative_to(ROOT).as_posix() for path in tracked if path.relative_to(ROOT).parts[0] in PACKAGES}
+def test_the_wheel_brings_every_file_of_both_packages_and_the_manifests(wheel, tracked):
+    brought = (*PACKAGES, "data_manifests")
+    packages = {path.relative_to(ROOT).as_posix() for path in tracked if path.relative_to(ROOT).parts[0] in brought}
     assert {name for name in wheel if ".dist-info/" not in name} == packages
     assert {"taae/py.typed", "taae/presets/mini.toml", "workbench/__init__.py"} <= packages
 
