@@ -230,7 +230,7 @@ def _table09_peer(number: Number) -> Cell:
         return exact(number, STREAMS[row][0][stage], "of the codec's description")
     if number.column == "BPS":
         sizes, frame_rate_hz = STREAMS[f"{name} {number.printed}"]
-        return exact(number, token_rate(sizes, frame_rate_hz).bits_per_second, "Eq. 5 for its codebooks")
+        return exact(number, token_rate(sizes, float(frame_rate_hz)).bits_per_second, "Eq. 5 for its codebooks")
     return not_run(number, _unavailable(NAMES[name]) or "its tokens were not counted: only TAAE's are, so far")
 
 
@@ -305,7 +305,7 @@ def _against_english(
 def _peer(numbers: Sequence[Number], row: str, bench: Bench, language: str = "en") -> list[Cell]:
     """All cells of a row of another codec: its rates by Eq. 5, its metrics where its weights are here."""
     sizes, frame_rate_hz = STREAMS[row]
-    rate = token_rate(sizes, frame_rate_hz)
+    rate = token_rate(sizes, float(frame_rate_hz))
     name, _, mode = row.partition(" ")
     cells = [exact(n, getattr(rate, n.metric), "Eq. 5 for its codebooks") for n in numbers if n.metric in _RATES]
     measured = [number for number in numbers if number.metric not in _RATES]
@@ -330,7 +330,7 @@ def _peer(numbers: Sequence[Number], row: str, bench: Bench, language: str = "en
 def _rate(number: Number, spec: BottleneckSpec, frame_rate_hz: float) -> Cell:
     if spec.is_continuous:
         return exact(number, "–", "a continuous bottleneck has no tokens")
-    rate = token_rate((spec.codebook_size,) * spec.num_stages, frame_rate_hz)
+    rate = token_rate((spec.codebook_size,) * spec.num_stages, float(frame_rate_hz))
     return exact(number, getattr(rate, str(number.metric)), f"Eq. 5 for {spec} at {frame_rate_hz:g} Hz")
 
 

@@ -213,7 +213,7 @@ def parameters(size: str) -> float:
     from taae.model import TAAE, num_parameters
 
     with torch.device("meta"):
-        return num_parameters(TAAE(load_preset(f"paper-{size.lower()}"), is_fused=True)) / 1e6
+        return num_parameters(TAAE(load_preset(f"paper-{size.lower()}"))) / 1e6
 
 
 @cache
