@@ -124,7 +124,7 @@ def test_a_run_is_kept_and_its_report_reads_offline(notebooks, tmp_path, capsys)
     assert html.count("plotly.js v") >= 1 and not re.search(r"<(script|link|img)[^>]+(src|href)=.https?:", html)
     assert '"y": [1, 2, 7]' in html or '"y":[1,2,7]' in html
     assert "on purpose" in html and "Table 12" in html
-    rows = list(csv.DictReader((folder / "results.csv").open()))
+    rows = list(csv.DictReader((folder / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == sum(len(table.cells) for table in published.load().values())
     assert all(row["verdict"] in verdicts.VERDICTS and row["reason"] for row in rows)
     assert all((row["ours"] == "") == (row["verdict"] == "not run") for row in rows)
