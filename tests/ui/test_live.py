@@ -230,7 +230,6 @@ def test_a_fake_microphone_is_heard_through_the_codec_and_through_lost_packets(
 
     microphone, heard = saved("spoken"), saved("heard")
     assert len(heard) % HOP == 0 and 75 * HOP <= len(heard) <= len(microphone)
-    # With echo cancelling, noise suppression and gain control on it would arrive far below its peak of a half.
     # Echo cancellation and gain control would leave a tenth of it; how exactly Chromium resamples is its own affair.
     assert 0.35 < np.abs(microphone).max() / 32768 < 0.6
     difference = np.abs(heard.astype(int) - offline(codec, microphone[: len(heard)]))
