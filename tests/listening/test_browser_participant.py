@@ -157,6 +157,7 @@ def test_a_page_says_what_is_left_to_do(make_study, open_page):
 def test_the_keyboard_is_enough(server, make_study, open_page):
     study = make_study("keyboard")
     page = open_page(study)
+    page.locator(".primary").wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.locator(".steps").wait_for()

@@ -331,7 +331,7 @@ def test_the_microphone_is_recorded_as_it_is(launch_chromium, url, folder, tmp_p
     )
     page = _opened(browser.new_context(viewport=DESKTOP), url)
     page.locator(".record").click()
-    page.wait_for_function("/Stop .[1-9]/.test(document.querySelector('.record').innerText)")
+    page.wait_for_function("/Stop .[2-9]/.test(document.querySelector('.record').innerText)")
     page.locator(".record").click()
     page.locator(".status", has_text="Ready: recording.wav").wait_for()
     (recording,) = folder.rglob("recording.wav")
