@@ -47,6 +47,7 @@ def train(
     """
     _check_folder(run, resume)
     trainer = Trainer(config, run, shared, world)
+    run.mkdir(parents=True, exist_ok=True)
     if resume and not trainer.restore():
         logger.warning("%s holds no checkpoint; training starts from the beginning", run)
     if world.is_main:
@@ -131,7 +132,6 @@ def _check_folder(run: Path, resume: bool) -> None:
             f"{run} holds a model, but no checkpoint to continue from; choose another folder for a new run, which "
             f'init = "{run}" would start from this model'
         )
-    run.mkdir(parents=True, exist_ok=True)
 
 
 def _store_recipe(config: TrainConfig, run: Path, step: int) -> None:

@@ -568,7 +568,8 @@ def test_what_a_recipe_names_must_exist(data, tmp_path):
         load_config(tmp_path / "absent.toml")
     missing = dataclasses.replace(TINY, data=dataclasses.replace(TINY.data, manifest="nowhere.jsonl"))
     with pytest.raises(ValueError, match="no manifest at .*nowhere.jsonl; set TAAE_SHARED"):
-        Trainer(missing, tmp_path / "run", data)
+        train(missing, tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="init = 'runs/absent': no model 'runs/absent'; give a folder"):
         Trainer(dataclasses.replace(TINY, init="runs/absent"), tmp_path / "run", data)
     with pytest.raises(ValueError, match="init = 'mini': weights do not fit the model"):
