@@ -37,6 +37,15 @@ prescreen = []
 """
 
 
+QUICK = """name = "quick"
+title = "Two codecs"
+items = "clips"
+systems = ["taae 2x5^6", "codec2 700C"]
+prescreen = []
+attention_per_listener = 1
+"""
+
+
 class Camera:
     """Pages of one server, and pictures of them."""
 
@@ -54,6 +63,9 @@ class Camera:
         """A picture with few colours, a quarter of the bytes."""
         page.mouse.move(0, 0)
         picture = Image.open(io.BytesIO(page.screenshot(full_page=is_whole))).convert("RGB")
+        if not is_whole:  # without the empty part of the page
+            end = page.evaluate("Math.round(main.lastElementChild.getBoundingClientRect().bottom + 40)")
+            picture = picture.crop((0, 0, picture.width, min(picture.height, end)))
         path = self.folder / f"listening-{name}.png"
         picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
@@ -70,7 +82,7 @@ class Camera:
             folder.fill(name)
             files.set_input_files(chosen)
             admin.locator(".folders", has_text=name).wait_for()
-        for text in (ABX, STUDY):
+        for text in (QUICK, ABX, STUDY):
             if admin.locator(".code").count() == 0:
                 admin.goto(f"{self.url}/admin#new")
             admin.locator(".code").fill(text)
@@ -107,7 +119,29 @@ class Camera:
         for slot in "ABX":
             abx.locator(f".sound[data-slot={slot}]").click()
             abx.locator(f".sound.heard[data-slot={slot}]").wait_for()
-        self.take(abx, "abx")
+        self.take(abx, "abx", is_whole=False)
+
+        self._attention()
+
+    def _attention(self) -> None:
+        """Pages of a third study up to the first one that checks attention."""
+        page = self.open("/t/quick")
+        page.locator(".primary").click()
+        page.locator(".steps").wait_for()
+        page.locator(".primary").click()
+        page.locator(".where", has_text="Page 1 of").wait_for()
+        while page.locator(".question.instructed").count() == 0:
+            where = page.locator(".where").inner_text()
+            for button in page.locator(".sound").all():
+                button.click()
+                page.locator(f".sound.heard[data-slot={button.get_attribute('data-slot')}]").wait_for()
+                if page.locator(".column.open input").count():
+                    page.locator(".column.open input").fill("61")
+            page.locator(".next[aria-disabled=false]").click()
+            page.wait_for_function("was => !!document.querySelector('.trial') && was !== where.textContent", arg=where)
+        page.locator(".sound[data-slot=A]").click()
+        page.locator(".saved.saved", has_text="Saved").wait_for()
+        self.take(page, "attention", is_whole=False)
 
     def _to_trial(self, page: Page) -> None:
         page.locator(".primary", has_text="agree").click()
@@ -118,6 +152,7 @@ class Camera:
         page.locator(".level .primary:not(:disabled)").click()
         page.locator(".check").wait_for()
         if page.viewport_size["width"] > 800:
+            page.locator(".saved.saved").wait_for()
             self.take(page, "headphones", is_whole=False)
         for number in range(1, 7):
             page.locator(".check", has_text=f"Round {number} of 6").wait_for()
@@ -137,7 +172,7 @@ class Camera:
             page.locator(f".sound[data-slot={slot}]").click()
             page.locator(f".sound.heard[data-slot={slot}]").wait_for()
             page.locator(".column.open input").fill(str([62, 28, 97, 45][k]))
-        page.locator(".saved.saved").wait_for()
+        page.locator(".saved.saved", has_text="Saved").wait_for()
 
 
 def main() -> None:

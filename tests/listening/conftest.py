@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.listening.page_steps import DESKTOP
+
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN_TOKEN = "an-admin-token-for-tests"
 RATE_HZ = 16_000
@@ -145,3 +147,34 @@ def make_study(server):
         return server.make_study(study_text(name, method, **more), is_open=is_open)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def mushra(make_study):
+    return make_study("mushra", anchors_hz="[3500]")
+
+
+@pytest.fixture
+def open_page(chromium, server):
+    """`open_page(study, **context)` -> a page whose errors are kept; `page.again()` is a second tab."""
+    contexts = []
+
+    def open_in(context, address):
+        page = context.new_page()
+        page.set_default_timeout(120_000)  # the test machine may be busy
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on(
+            "console", lambda message: page.errors.append(message.text) if "Content Security" in message.text else None
+        )
+        page.goto(address)
+        page.again = lambda: open_in(context, address)
+        return page
+
+    def make(study: str, address: str = "", **context):
+        contexts.append(chromium.new_context(**{"viewport": DESKTOP} | context))
+        return open_in(contexts[-1], address or f"{server.url}/t/{study}")
+
+    yield make
+    for context in contexts:
+        context.close()

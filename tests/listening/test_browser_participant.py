@@ -6,67 +6,13 @@ import re
 import numpy as np
 import pytest
 
+from tests.listening.page_steps import DESKTOP, PHONE, begin, fetched_ahead, hear, rate, saved, slots
+
 pytestmark = pytest.mark.browser
-DESKTOP = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
 INJECTION = "<img src=x onerror=window.ran=1><script>window.ran=1</script>${window.ran=1}{{7*7}}"
 QUESTION = """[
   { name = "equipment", text = "With what?", options = ["headphones", "loudspeakers"], is_required = true },
   { name = "age", text = "How old?", kind = "number", minimum = 18.0, maximum = 99.0 }]""".replace("\n", "")
-
-
-@pytest.fixture
-def open_page(chromium, server):
-    """`open_page(study, **context)` -> a page whose errors are kept; `page.again()` is a second tab."""
-    contexts = []
-
-    def open_in(context, address):
-        page = context.new_page()
-        page.set_default_timeout(120_000)  # the test machine may be busy
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on(
-            "console", lambda message: page.errors.append(message.text) if "Content Security" in message.text else None
-        )
-        page.goto(address)
-        page.again = lambda: open_in(context, address)
-        return page
-
-    def make(study: str, address: str = "", **context):
-        contexts.append(chromium.new_context(**{"viewport": DESKTOP} | context))
-        return open_in(contexts[-1], address or f"{server.url}/t/{study}")
-
-    yield make
-    for context in contexts:
-        context.close()
-
-
-def begin(page):
-    """From the welcome to the first trial of a study without questionnaire and checks."""
-    page.locator(".primary").click()
-    page.locator(".steps").wait_for()
-    page.locator(".primary").click()
-    page.locator(".trial").wait_for()
-
-
-def hear(page, slot: str):
-    """Long enough for the rule of the studies here, 0.2 s."""
-    page.locator(f".sound[data-slot='{slot}']").click()
-    page.locator(f".sound.sounding[data-slot='{slot}']").wait_for()
-    page.locator(f".sound.heard[data-slot='{slot}']").wait_for()
-
-
-def rate(page, slot: str, score: int):
-    hear(page, slot)
-    page.locator(".column.open input").fill(str(score))
-
-
-def slots(page) -> list[str]:
-    return [button.get_attribute("data-slot") for button in page.locator(".column .sound").all()]
-
-
-def saved(page):
-    page.locator(".saved.saved", has_text=re.compile("^Saved$")).wait_for()
 
 
 def scores(server, study: str) -> dict[tuple[int, str], float]:
@@ -190,7 +136,7 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(server, make_study, ope
     hear(page, "R")
     rate(page, "A", 10)
     saved(page)
-    page.wait_for_timeout(1500)  # the sounds of the next page are fetched ahead
+    fetched_ahead(page, trial=1, num_sounds=5)
     server.kill()
     for slot, score in {"B": 20, "C": 30, "D": 40, "A": 15}.items():
         rate(page, slot, score)
@@ -330,25 +276,82 @@ def test_one_answer_is_asked_of_abx_ab_and_acr(server, make_study, open_page, me
 
 
 @pytest.mark.parametrize("method", ["mushra", "abx"])
+def test_a_page_that_checks_attention_says_so_in_place_of_its_question(server, make_study, open_page, method):
+    study = make_study(f"attention-{method}", method, attention_per_listener="1", question='"How is it?"')
+    page = open_page(study)
+    begin(page)
+    pages = 3 + 1 if method == "mushra" else 9 + 1
+    for number in range(pages):
+        page.locator(".where", has_text=f"Page {number + 1} of {pages}").wait_for()
+        is_check = page.locator(".question.instructed").count() == 1
+        text = page.locator(".question").inner_text()
+        assert is_check == (text != "How is it?") and is_check == ("This page checks" in text)
+        for button in page.locator(".sound").all():
+            hear(page, button.get_attribute("data-slot"))
+            if page.locator(".column.open input").count():
+                low = int(re.search(r"between (\d+)", text).group(1)) if is_check else 45
+                page.locator(".column.open input").fill(str(low + 7))
+        if method == "abx":
+            wanted = re.search("“(.*)”", text)
+            page.locator(".answer", has_text=wanted.group(1) if wanted else "X is A").click()
+        page.locator(".next[aria-disabled=false]").click()
+        if is_check:
+            break
+    page.locator(".where", has_text=f"Page {number + 2} of {pages}").wait_for()
+    saved(page)
+    rows = server.admin.get(f"/studies/{study}/export/answers.json").json()
+    assert {row["kind"] for row in rows} == {"test", "attention"}
+    results = server.admin.get(f"/studies/{study}/results").json()
+    assert results["flagged"] == {}
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("method", ["mushra", "abx"])
 def test_a_phone_needs_no_sideways_scrolling(make_study, open_page, method):
     page = open_page(make_study(f"phone-{method}", method), viewport=PHONE, has_touch=True, is_mobile=True)
-    for _ in range(3):
-        page.locator(".primary").first.wait_for()
+    for step in (".card .primary", ".steps", ".trial"):
+        page.locator(step).first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         too_wide = page.evaluate(
             """() => [...document.querySelectorAll("main *")].filter((e) => e.checkVisibility() &&
               e.getBoundingClientRect().right > innerWidth + 0.5).map((e) => e.className)"""
         )
         assert too_wide == []
-        if page.locator(".next").count():
-            break
-        page.locator(".primary").first.click()
-        page.wait_for_timeout(300)
+        if step != ".trial":
+            page.locator(".primary").click()
     small = page.evaluate(
         """() => [...document.querySelectorAll("button, summary, input")].filter((e) => e.checkVisibility() &&
           e.getBoundingClientRect().height < 40).map((e) => e.className || e.textContent)"""
     )
     assert small == []  # a thumb has to hit it
+
+
+@pytest.mark.parametrize("size", [(768, 1024), (844, 390), (1000, 700)])
+def test_twelve_signals_fit_a_tablet(server, make_study, open_page, size):
+    if "twelve" not in {row["id"] for row in server.admin.get("/overview").json()["studies"]}:
+        systems = ", ".join(f'{{ name = "s{number}", folder = "fine" }}' for number in range(11))
+        make_study("twelve", systems=f"[{systems}]")
+    width, height = size
+    page = open_page("twelve", viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+    begin(page)
+    assert len(slots(page)) == 12
+    page_width, spare, gap, narrowest, shift = page.evaluate(
+        """() => {
+          const boxes = (query) => [...document.querySelectorAll(query)].map((e) => e.getBoundingClientRect());
+          const [board] = boxes(".board");
+          const [buttons, tracks] = [boxes(".column .sound"), boxes(".track")];
+          const middle = ({ left, right }) => (left + right) / 2;
+          return [
+            document.documentElement.scrollWidth,
+            board.right - buttons.at(-1).right,
+            Math.min(...buttons.slice(1).map((button, k) => button.left - buttons[k].right)),
+            Math.min(...buttons.map(({ width }) => width)),
+            Math.max(...tracks.map((track, k) => Math.abs(middle(track) - middle(buttons[k])))),
+          ];
+        }"""
+    )
+    assert page_width <= width and spare >= 0  # inside the page and the card
+    assert gap >= 2 and narrowest >= 32 and shift < 3  # apart, wide enough for a finger, above their scales
 
 
 def test_the_test_works_on_plain_http_in_a_local_network(launch_chromium, server, make_study):
@@ -397,3 +400,21 @@ def test_the_headphone_check_plays_what_only_headphones_give_away(server, make_s
     assert loudness[1] == pytest.approx(loudness[0] / 2, rel=0.01)  # 6 dB down, in both ears
     in_air = np.abs(antiphase.sum(axis=1)).max(axis=1)
     assert sorted(in_air > 0.01) == [False, True, True] and in_air[1] > 0.1
+
+
+def test_a_browser_that_keeps_nothing_still_takes_part(server, make_study, chromium):
+    study = make_study("no-storage")
+    context = chromium.new_context(viewport=DESKTOP)
+    context.add_init_script(
+        "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('', 'SecurityError'); } })"
+    )
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(f"{server.url}/t/{study}#{'x' * 43}")  # a link to a session that was deleted
+    page.locator("h1", has_text="does not exist any more").wait_for()
+    page.locator(".primary", has_text="Start anew").click()
+    begin(page)
+    rate(page, "A", 40)
+    saved(page)
+    assert scores(server, study) == {(0, "A"): 40}
+    context.close()

@@ -172,6 +172,8 @@ def test_ten_rounds_of_abx_end_in_a_verdict(listened):
     page.keyboard.press("1")  # a key of the page behind, which rests
     for number in range(10):
         assert f"Round {number + 1} of 10" in dialog.inner_text()
+        page.keyboard.press("b")  # in every round
+        assert dialog.locator(".version[aria-pressed=true]").inner_text() == "B"
         dialog.locator(".soft").first.click()
     assert "of 10 right" in dialog.inner_text()
     dialog.locator(".soft", has_text="Close").click()
@@ -213,3 +215,12 @@ def test_the_template_holds_every_script_and_nothing_from_elsewhere():
         assert word not in template
     for name in ("SyncPlayer", "Pictures", "ComparisonView", "AbxGame", "TokenStrip"):
         assert f"class {name}" in template
+
+
+@pytest.mark.browser
+def test_sharing_says_when_the_server_no_longer_has_the_sounds(listened):
+    page = listened
+    page.route("**/*.taae", lambda route: route.fulfill(status=404))
+    page.locator(".tools .chip", has_text="Share").click()
+    page.locator(".status.error", has_text="The file could not be made: the server no longer has").wait_for()
+    page.unroute("**/*.taae")

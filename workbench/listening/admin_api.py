@@ -120,10 +120,10 @@ def admin_routes(store: Store, guard: Guard, jobs: RenderJobs, *, sounds: Path) 
         return {}
 
     @router.get("/studies/{study_id}/results")
-    def study_results(study_id: str) -> Response:
+    def study_results(study_id: str, by: str = results.EQUIPMENT) -> Response:
         """Statistics and what the plots need; one computation at a time, so that pages which ask often do no harm."""
         with computing:
-            return Response(json.dumps(_plain(results.summary, store, study_id)), media_type="application/json")
+            return Response(json.dumps(_plain(results.summary, store, study_id, by)), media_type="application/json")
 
     @router.get("/studies/{study_id}/export/{name}")
     def export(study_id: str, name: str) -> Response:

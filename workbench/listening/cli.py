@@ -86,6 +86,16 @@ def status(
 
 
 @app.command()
+def release(
+    study: StudyName,
+    hours: Annotated[float, typer.Option(min=0, help="Without a sign of life.")] = 24.0,
+    folder: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Give the places of those who stopped halfway to newcomers, so that the design stays balanced."""
+    _say(f"{study}: {_store(folder).release_idle(study, 3600 * hours)} places are free again; their data stay")
+
+
+@app.command()
 def simulate(
     study: StudyName,
     listeners: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 24,
@@ -110,12 +120,16 @@ def simulate(
 
 @app.command()
 def stats(
-    study: StudyName, folder: Folder = DEFAULT_FOLDER, simulated: Simulated = False, as_json: Json = False
+    study: StudyName,
+    by: Annotated[str, typer.Option(metavar="QUESTION", help="Split the results by its answers.")] = "equipment",
+    folder: Folder = DEFAULT_FOLDER,
+    simulated: Simulated = False,
+    as_json: Json = False,
 ) -> None:
-    """Post-screening, medians, intervals and tests."""
+    """Post-screening, medians, intervals and tests, and once more for each kind of equipment."""
     from workbench.listening import report
 
-    result = report.evaluate(_store(folder), study, is_simulated=simulated)
+    result = report.evaluate(_store(folder), study, is_simulated=simulated, by=by)
     _say(json.dumps(result) if as_json else "\n".join(report.as_text(result)))
 
 

@@ -8,15 +8,17 @@ study (with its seed) and the row, so a plan can be made again at any time. Thre
   equally often (Williams 1949);
 - **slots**: for each item, the listeners who meet it take the rows of a Williams square over its conditions in turn.
 
-Each round of rows is shuffled by the seed, so that a listener cannot guess the next trial from the last.
+Pages that check attention come between the others. Each round of rows is shuffled by the seed, so that a listener
+cannot guess the next trial from the last.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from workbench.listening import attention
 from workbench.listening.study import Study
 
 SLOTS = "ABCDEFGHIJKL"  # at most 12 signals a trial (BS.1534-3); the labelled reference is "R", ABX's third sound "X"
@@ -25,12 +27,16 @@ LABELLED_REFERENCE = "R"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One page, unblinded: `systems[i]` is behind `slots[i]`; `kind` is what the statistics see."""
+    """One page, unblinded: `systems[i]` is behind `slots[i]`; `kind` is what the statistics see.
+
+    A page of kind "attention" has a `target`, the answer that it asks for: see `attention.py`.
+    """
 
     item: str
-    kind: Literal["training", "test", "repeat"]
+    kind: Literal["training", "test", "repeat", "attention"]
     slots: tuple[str, ...]
     systems: tuple[str, ...]
+    target: str = ""
 
     def system_of(self, slot: str) -> str:
         """The condition behind a slot. ValueError if the trial has no such slot."""
@@ -71,12 +77,13 @@ def make_plan(study: Study, row: int) -> list[Trial]:
         test = [everything[index] for index in _shuffled_row(study.seed, "order", len(everything), row)]
     else:
         test = [trial for item in _walk(study.seed, order, row, "order") for trial in trials[item]]
-    return training + _with_repeats(study, test, row)
+    return training + _with_attention(study, _with_repeats(study, test, row), row)
 
 
 def public_trial(trial: Trial, index: int, study: Study, seconds: float) -> dict[str, Any]:
     """What the browser may see: nothing that depends on a system; a repeat looks like any other trial."""
-    return {
+    asked = {"instruction": attention.instruction(study, trial.target)} if trial.kind == "attention" else {}
+    return asked | {
         "trial": index,
         "kind": "training" if trial.kind == "training" else "test",
         "slots": list(trial.slots),
@@ -135,6 +142,21 @@ def _with_repeats(study: Study, test: list[Trial], row: int) -> list[Trial]:
         key = generator.uniform(earliest, last + 0.5)
         keyed.append((key, Trial(item=first.item, kind="repeat", slots=first.slots, systems=systems)))
     return [trial for _, trial in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _with_attention(study: Study, test: list[Trial], row: int) -> list[Trial]:
+    """Spread over the test, never its first page nor two in a row; on sounds of the training where there are any."""
+    generator = _generator(study.seed, "attention", row)
+    names = [item.name for item in study.training_items] or [trial.item for trial in test]
+    places = generator.permutation(max(0, len(test) - 1))[: study.attention_per_listener]
+    for place in sorted(map(int, places), reverse=True):
+        trials = _trials(study, str(generator.choice(names)), "test", num_before=row, salt=place + 1)
+        like = trials[int(generator.integers(len(trials)))]
+        wanted = attention.targets(study)
+        if study.method == "abx":  # the wrong answer, which nobody gives who only listens
+            wanted = ["B" if like.system_of("A") == like.system_of("X") else "A"]
+        test.insert(place + 1, replace(like, kind="attention", target=str(generator.choice(wanted))))
+    return test
 
 
 def _walk(seed: int, order: Sequence[Any], row: int, path: str) -> list[str]:

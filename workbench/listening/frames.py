@@ -14,8 +14,9 @@ def ratings(database: sqlite3.Connection, study: Study) -> Table:
     """MUSHRA scores, one row each.
 
     Columns: study, listener, is_simulated, is_finished, cause (of an exclusion, or ""), trial, kind ("training",
-    "test", "repeat"), item, system, system_kind, slot, score, touched, rev, is_submitted, seconds (of the trial, nan
-    where its beginning or end is not known), listened_s, comment, at.
+    "test", "repeat", "attention"), target (what an attention page asked for, or ""), item, system, system_kind, slot,
+    score, touched, rev, is_submitted, seconds (of the trial, nan where its beginning or end is not known), listened_s,
+    comment, at.
     """
     rows = []
     for session, plan, trials in _sessions(database, study):
@@ -28,6 +29,7 @@ def ratings(database: sqlite3.Connection, study: Study) -> Table:
                 | {
                     "trial": entry["trial"],
                     "kind": trial["kind"],
+                    "target": trial.get("target", ""),
                     "item": trial["item"],
                     "system": system,
                     "system_kind": study.kind_of(system),
@@ -40,7 +42,7 @@ def ratings(database: sqlite3.Connection, study: Study) -> Table:
                     "at": entry["at"],
                 }
             )
-    columns = "trial kind item system system_kind slot score touched rev is_submitted seconds comment listened_s at"
+    columns = "system system_kind slot score touched rev is_submitted seconds comment listened_s at"
     return _frame(rows, columns)
 
 
@@ -63,6 +65,7 @@ def choices(database: sqlite3.Connection, study: Study) -> Table:
                 | {
                     "trial": entry["trial"],
                     "kind": trial["kind"],
+                    "target": trial.get("target", ""),
                     "item": trial["item"],
                     "system_a": systems["A"],
                     "system_b": systems.get("B", ""),
@@ -76,7 +79,7 @@ def choices(database: sqlite3.Connection, study: Study) -> Table:
                     "at": entry["at"],
                 }
             )
-    columns = "trial kind item system_a system_b x answer chosen is_correct score rev is_submitted seconds comment at"
+    columns = "system_a system_b x answer chosen is_correct score rev is_submitted seconds comment at"
     return _frame(rows, columns)
 
 
@@ -123,7 +126,7 @@ def _sessions(database: sqlite3.Connection, study: Study):
         yield session, json.loads(session["plan_json"]), {page["idx"]: page for page in pages}
 
 
-_WHO = "study listener is_simulated is_finished cause"
+_FIRST = "study listener is_simulated is_finished cause trial kind target item"
 
 
 def _who(session: sqlite3.Row) -> dict[str, Any]:
@@ -157,4 +160,4 @@ def _frame(rows: list[dict[str, Any]], columns: str) -> Table:
         import pandas as pd
     except ImportError:
         raise ImportError("tables need pandas: pip install 'taae-workbench[listening]'") from None
-    return pd.DataFrame(rows, columns=[*_WHO.split(), *columns.split()])
+    return pd.DataFrame(rows, columns=[*_FIRST.split(), *columns.split()])

@@ -8,9 +8,12 @@ from workbench.listening import results
 from workbench.listening.store import Store
 
 
-def evaluate(store: Store, study_id: str, *, is_simulated: bool = False) -> dict[str, Any]:
-    """`results.summary`, refused where it would be about other listeners than were asked for."""
-    result = results.summary(store, study_id)
+def evaluate(store: Store, study_id: str, *, is_simulated: bool = False, by: str = results.EQUIPMENT) -> dict[str, Any]:
+    """`results.summary`, refused where it would be about other listeners than were asked for, or split by nothing."""
+    asked = [question.name for question in store.study(study_id).questionnaire if question.options]
+    if by != results.EQUIPMENT and by not in asked:
+        raise ValueError(f"study {study_id!r} has no question {by!r} with options; it has {', '.join(asked) or 'none'}")
+    result = results.summary(store, study_id, by)
     if not result["num_listeners"]:
         raise ValueError(f"study {study_id!r} has no listeners yet")
     if result["is_simulated"] != is_simulated:
@@ -27,15 +30,16 @@ def as_text(result: dict[str, Any]) -> list[str]:
         f"{result['num_kept']} kept, {result['num_answers']} answers"
     ]
     lines += [f"excluded {listener}: {reason}" for listener, reason in result["excluded"].items()]
-    for row in result.get("systems", []):
-        lines.append(
-            f"{row['system']:24} median {row['median']:5.1f}  IQR {row['iqr']:5.1f}  mean {row['mean']:5.1f}  "
-            f"95 % CI {_number(row['low'])} to {_number(row['high'])}  n = {row['num_listeners']}"
-        )
+    lines += [f"flagged {listener}: {reason}" for listener, reason in result["flagged"].items()]
+    lines += [_system(row) for row in result.get("systems", [])]
     if (friedman := result.get("friedman") or {}).get("p") is not None:
         lines.append(f"Friedman: chi2({friedman['df']}) = {friedman['statistic']:.2f}, p = {friedman['p']:.2g}")
-    for row in result.get("pairs", []):
-        lines.append(_pair(row))
+    lines += [_pair(row) for row in result.get("pairs", [])]
+    groups = result.get("groups", {"question": "", "groups": []})
+    for group in groups["groups"]:
+        lines.append(f"{groups['question']} {group['answer']}: n = {group['num_listeners']}")
+        lines += [f"  {_system(row)}" for row in group.get("systems", [])]
+        lines += [f"  {_pair(row)}" for row in group.get("pairs", [])]
     lines += [f"note: {text}" for text in (*result["flags"], *result["departures"])]
     return lines
 
@@ -51,6 +55,13 @@ def export(store: Store, study_id: str, folder: Path, *, force: bool = False) ->
     for name in results.EXPORTS:
         write_atomic(folder / name, results.export(store, study_id, name), force=force)
     return results.EXPORTS
+
+
+def _system(row: dict[str, Any]) -> str:
+    return (
+        f"{row['system']:24} median {row['median']:5.1f}  IQR {row['iqr']:5.1f}  mean {row['mean']:5.1f}  "
+        f"95 % CI {_number(row['low'])} to {_number(row['high'])}  n = {row['num_listeners']}"
+    )
 
 
 def _pair(row: dict[str, Any]) -> str:

@@ -16,17 +16,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("csv", "json", "parquet")
+EQUIPMENT = "equipment"  # the question by which results are split, unless another one is asked for
 
 
-def summary(store: Store, study_id: str) -> dict[str, Any]:
-    """Statistics of a study, on submitted trials that are no training.
+def summary(store: Store, study_id: str, by: str = EQUIPMENT) -> dict[str, Any]:
+    """Statistics of a study, on submitted trials that are neither training nor a check of attention.
 
     Real listeners count as soon as one has submitted a trial; until then simulated ones are shown, and `is_simulated`
     says so.
 
+    Args:
+        store: Has the study.
+        study_id: Its name.
+        by: A question with options: results come once more for each of its answers, in `groups`.
+
     Returns:
-        method, is_simulated, num_listeners, num_finished, excluded (listener -> reason), verdicts, flags, demographics
-        (question -> answer -> number), and what belongs to the method: `systems` and tests.
+        method, is_simulated, num_listeners, num_finished, excluded and flagged (listener -> reason), flags,
+        demographics (question -> answer -> number), groups (see `split`), and what belongs to the method: `systems` and
+        tests.
     """
     study = store.study(study_id)
     listeners = store.progress(study_id)
@@ -35,8 +42,8 @@ def summary(store: Store, study_id: str) -> dict[str, Any]:
     submitted = frame[frame["is_submitted"] & (frame["is_simulated"] == is_simulated)]
     frame = submitted[submitted["kind"] == "test"]
     counted = [entry for entry in listeners if entry["is_simulated"] == is_simulated]
-    verdicts = screening.screen(frame, store.exclusions(study_id)) if study.method == "mushra" else []
-    left_out = screening.excluded(verdicts) if verdicts else store.exclusions(study_id)
+    verdicts = screening.screen_study(study, submitted, store.exclusions(study_id))
+    left_out = screening.excluded(verdicts)
     kept = frame[~frame["listener"].isin(left_out)]
     result: dict[str, Any] = {
         "method": study.method,
@@ -47,11 +54,7 @@ def summary(store: Store, study_id: str) -> dict[str, Any]:
         "num_kept": int(kept["listener"].nunique()),
         "num_answers": len(kept),
         "excluded": left_out,
-        "verdicts": [
-            {"listener": verdict.listener, "rule": verdict.rule, "reason": verdict.reason}
-            for verdict in verdicts
-            if verdict.is_excluded
-        ],
+        "flagged": screening.flagged(verdicts),
         "departures": study.departures(),
         "flags": [],
         "demographics": _demographics(store, study, {entry["listener"] for entry in counted} - left_out.keys()),
@@ -59,7 +62,42 @@ def summary(store: Store, study_id: str) -> dict[str, Any]:
     if len(kept):
         repeats = submitted[(submitted["kind"] == "repeat") & ~submitted["listener"].isin(left_out)]
         result |= {"mushra": _mushra, "abx": _abx, "ab": _ab, "acr": _acr}[study.method](study, kept, repeats)
+        result["groups"] = split(store, study, kept, by)
     return _plain(result)
+
+
+def split(store: Store, study: Study, kept: "pd.DataFrame", by: str) -> dict[str, Any]:
+    """Results by what listeners answered to the question `by`; nobody was drawn into a group, so compare with care.
+
+    Returns:
+        question (its text, "" where the study does not ask it), groups: each answer with its `num_listeners` and
+        `systems` (mushra, acr) or `pairs` (abx, ab).
+    """
+    question = next((question for question in study.questionnaire if question.name == by and question.options), None)
+    if question is None:
+        return {"question": "", "groups": []}
+    answers = answers_to(store, study, by)
+    given = kept["listener"].map(lambda name: answers.get(name, stats.NO_ANSWER))
+    pairs = {"abx": _abx, "ab": _ab}.get(study.method)
+    groups = []
+    for answer in [*question.options, stats.NO_ANSWER]:
+        part: Any = kept[given == answer]
+        if not len(part):
+            continue
+        if pairs is None:
+            ratings = part if study.method == "mushra" else part.assign(system=part["system_a"])
+            found: dict[str, Any] = {"systems": stats.summary(ratings).to_dict("records")}
+        else:
+            found = pairs(study, part, part)
+        groups.append({"answer": answer, "num_listeners": part["listener"].nunique(), **found})
+    return {"question": question.text, "groups": groups}
+
+
+def answers_to(store: Store, study: Study, question: str) -> dict[str, str]:
+    """Listener -> answer to a question of the questionnaire; who gave none is left out."""
+    frame = store.listeners_frame(study.name)
+    answers = zip(frame["listener"], frame["answers"], strict=True) if len(frame) else []
+    return {name: str(given[question]) for name, given in answers if given.get(question)}
 
 
 def export(store: Store, study_id: str, name: str) -> bytes:

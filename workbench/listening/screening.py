@@ -1,17 +1,19 @@
-"""Who is left out, and why: post-screening of ITU-R BS.1534-3 (section 4.1.2), reliability, and flags on the study.
+"""Who is left out, and why: post-screening of ITU-R BS.1534-3 (section 4.1.2), attention, reliability, and flags.
 
 Ratings are a table with the columns listener, item, system, score, one row each; other columns are not looked at. A
 listener who rated an item more than once counts with the mean.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from workbench.listening.attention import is_met, words
 from workbench.listening.frames import Table
-from workbench.listening.study import REFERENCE
+from workbench.listening.study import REFERENCE, Study
 
 HIGH = 90.0  # a hidden reference below it is a mistake, a mid anchor above it too
 MOST_MISTAKES = 0.15  # of the items
@@ -24,9 +26,10 @@ class Verdict:
     """One rule applied to one listener.
 
     Attributes:
-        rule: "hidden reference", "mid anchor", or "recorded cause".
-        num_mistakes, num_items: Items counted, those that are exempt left out.
+        rule: "hidden reference", "mid anchor", "attention", "repeats", or "recorded cause".
+        num_mistakes, num_items: Items (or pages) counted, those that are exempt left out.
         is_excluded: Whether the rule leaves the listener out.
+        is_flagged: Whether somebody should have a look at the listener, who may stay in.
         reason: In words.
     """
 
@@ -35,11 +38,28 @@ class Verdict:
     num_mistakes: int
     num_items: int
     is_excluded: bool
+    is_flagged: bool = False
     reason: str
 
     @property
     def fraction(self) -> float:
         return self.num_mistakes / self.num_items if self.num_items else 0.0
+
+
+def screen_study(study: Study, answers: Table, causes: dict[str, str]) -> list[Verdict]:
+    """Every rule that a study has: those of `screen` for mushra, attention pages and repeats.
+
+    Args:
+        study: Says whether inattentive listeners are left out or only flagged.
+        answers: Submitted rows of `Store.ratings_frame` or `Store.choices_frame`, of all kinds.
+        causes: Listener -> recorded cause for leaving them out.
+    """
+    tests = answers[answers["kind"] == "test"]
+    verdicts = screen(tests, causes) if study.method == "mushra" else recorded(tests, causes)
+    verdicts += attention(study, answers[answers["kind"] == "attention"])
+    if study.max_repeat_difference:
+        verdicts += unsteady(study, tests, answers[answers["kind"] == "repeat"])
+    return verdicts
 
 
 def screen(ratings: Table, causes: dict[str, str] | None = None) -> list[Verdict]:
@@ -52,14 +72,10 @@ def screen(ratings: Table, causes: dict[str, str] | None = None) -> list[Verdict
 
     A rule whose sound is not in the study has no verdicts.
     """
+    listeners = list(dict.fromkeys(ratings["listener"]))
+    verdicts = recorded(ratings, causes or {})
     scores = ratings.groupby(["system", "listener", "item"])["score"].mean()
     present = set(scores.index.get_level_values("system"))
-    listeners = list(dict.fromkeys(ratings["listener"]))
-    verdicts = [
-        Verdict(listener=name, rule="recorded cause", num_mistakes=0, num_items=0, is_excluded=True, reason=cause)
-        for name, cause in (causes or {}).items()
-        if name in listeners and cause
-    ]
     if REFERENCE in present:
         is_mistake = scores[REFERENCE] < HIGH
         verdicts += _verdicts("hidden reference", is_mistake, listeners, f"hidden reference below {HIGH:g}", 0)
@@ -72,13 +88,75 @@ def screen(ratings: Table, causes: dict[str, str] | None = None) -> list[Verdict
     return verdicts
 
 
+def recorded(answers: Table, causes: dict[str, str]) -> list[Verdict]:
+    """Listeners whom the experimenter leaves out for a recorded cause."""
+    listeners = set(answers["listener"])
+    return [
+        Verdict(listener=name, rule="recorded cause", num_mistakes=0, num_items=0, is_excluded=True, reason=cause)
+        for name, cause in causes.items()
+        if name in listeners and cause
+    ]
+
+
+def attention(study: Study, answers: Table) -> list[Verdict]:
+    """One verdict for each listener who met attention pages: flagged for any page that was answered otherwise."""
+    value = "score" if study.method == "mushra" else "answer"
+    verdicts = []
+    for listener, mine in answers.groupby("listener", sort=False):
+        pages, missed = 0, []
+        for _, page in mine.groupby("trial"):
+            target, given = page["target"].iloc[0], list(page[value])
+            pages += 1
+            if not all(is_met(study, target, answer) for answer in given):
+                wrong = next(answer for answer in given if not is_met(study, target, answer))
+                missed.append(
+                    f"asked for {words(study, target)}, got {wrong if isinstance(wrong, str) else f'{wrong:g}'}"
+                )
+        what = f"attention check failed on {len(missed)} of {pages} pages"
+        verdicts.append(
+            Verdict(
+                listener=str(listener),
+                rule="attention",
+                num_mistakes=len(missed),
+                num_items=pages,
+                is_excluded=bool(missed) and study.excludes_inattentive,
+                is_flagged=bool(missed),
+                reason=f"{what}: {'; '.join(missed)}" if missed else what,
+            )
+        )
+    return verdicts
+
+
+def unsteady(study: Study, ratings: Table, repeats: Table) -> list[Verdict]:
+    """One verdict for each listener with repeats: flagged where the mean |difference| is above the study's limit."""
+    limit = study.max_repeat_difference
+    verdicts = []
+    for row in repeat_differences(ratings, repeats).to_dict("records"):
+        is_over = row["mean_difference"] > limit
+        verdicts.append(
+            Verdict(
+                listener=row["listener"],
+                rule="repeats",
+                num_mistakes=int(is_over),
+                num_items=row["num"],
+                is_excluded=is_over and study.excludes_inattentive,
+                is_flagged=is_over,
+                reason=f"the second rating of {row['num']} sounds differs by {row['mean_difference']:.1f} points on "
+                f"average; {'more' if is_over else 'not more'} than {limit:g}",
+            )
+        )
+    return verdicts
+
+
 def excluded(verdicts: list[Verdict]) -> dict[str, str]:
     """Listener -> all reasons, for those who are left out."""
-    reasons: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        if verdict.is_excluded:
-            reasons.setdefault(verdict.listener, []).append(verdict.reason)
-    return {listener: "; ".join(texts) for listener, texts in reasons.items()}
+    return _reasons(verdict for verdict in verdicts if verdict.is_excluded)
+
+
+def flagged(verdicts: list[Verdict]) -> dict[str, str]:
+    """Listener -> all reasons, for those who are flagged and nevertheless stay in."""
+    left_out = excluded(verdicts)
+    return _reasons(verdict for verdict in verdicts if verdict.is_flagged and verdict.listener not in left_out)
 
 
 def keep(ratings: Table, verdicts: list[Verdict]) -> Table:
@@ -176,6 +254,13 @@ def flags(ratings: Table) -> list[str]:
     if len(counts) and counts.min() < counts.max():
         found.append(f"Not everyone rated as much: {counts.min()} to {counts.max()} scores a listener.")
     return found
+
+
+def _reasons(verdicts: Iterable[Verdict]) -> dict[str, str]:
+    reasons: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        reasons.setdefault(verdict.listener, []).append(verdict.reason)
+    return {listener: "; ".join(texts) for listener, texts in reasons.items()}
 
 
 def _verdicts(rule: str, is_mistake: Any, listeners: list[str], what: str, num_exempt: int) -> list[Verdict]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from workbench.listening.attention import BAND, instruction, targets
 from workbench.listening.render import Stimulus
 from workbench.listening.sessions import SIMULATED_AGENT, Sessions
 from workbench.listening.store import Store
@@ -230,6 +231,7 @@ def _take_part(
         trial, slots = page["trial"], page["slots"]
         sounds = hear(trial, slots)
         item = sounds[slots[0]][0]
+        target = _target(listener, study, page)
         entries: list[dict[str, Any]] = [{"kind": "start", "trial": trial}]
         if study.method == "mushra":
             entries += [
@@ -237,18 +239,25 @@ def _take_part(
                     "kind": "rating",
                     "trial": trial,
                     "slot": slot,
-                    "score": listener.score(sounds[slot][1], item),
+                    "score": listener.score(sounds[slot][1], item) if target is None else float(target) + BAND / 2,
                     "rev": 1,
                 }
                 for slot in slots
             ]
         else:
-            answer = listener.choose(study.method, {slot: sounds[slot][1] for slot in slots}, item)
+            answer = target or listener.choose(study.method, {slot: sounds[slot][1] for slot in slots}, item)
             entries.append({"kind": "choice", "trial": trial, "answer": answer, "rev": 1})
         heard_s = math.ceil(max(1.0, study.must_listen_s))
         entries.append({"kind": "submit", "trial": trial, "listened_s": {slot: float(heard_s) for slot in slots}})
         keep(entries)
     keep([{"kind": "finish"}])
+
+
+def _target(listener: Listener, study: Study, page: dict[str, Any]) -> str | None:
+    """What the page asks for in so many words; the careless do not read it."""
+    if listener.is_careless or "instruction" not in page:
+        return None
+    return next(target for target in targets(study) if instruction(study, target) == page["instruction"])
 
 
 def _apply(store: Sessions, token: str, entry: dict[str, Any]) -> None:

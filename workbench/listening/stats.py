@@ -16,6 +16,7 @@ from scipy import stats as scipy_stats
 
 from workbench.listening.frames import Table
 
+NO_ANSWER = "no answer"
 NUM_DRAWS = 10_000  # BS.1534-3, attachment 3
 
 
@@ -304,9 +305,9 @@ def count_by(answers: Mapping[str, Mapping[str, Any]], question: str) -> dict[st
     """How many listeners gave each answer; who gave none counts as "no answer" (the paper's Fig. 4 has 22 of 24)."""
     counts: dict[str, int] = {}
     for given in answers.values():
-        answer = str(given.get(question, "") or "no answer")
+        answer = str(given.get(question, "") or NO_ANSWER)
         counts[answer] = counts.get(answer, 0) + 1
-    return dict(sorted(counts.items(), key=lambda pair: (pair[0] == "no answer", -pair[1], pair[0])))
+    return dict(sorted(counts.items(), key=lambda pair: (pair[0] == NO_ANSWER, -pair[1], pair[0])))
 
 
 def _indicators(values: Any, names: list[str]) -> np.ndarray:

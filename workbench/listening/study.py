@@ -21,6 +21,10 @@ MAX_SIGNALS = 12  # in one trial, BS.1534-3 section 5.1
 MAX_ITEM_S = 12.0
 
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+_NOT_NEGATIVE = (
+    *("num_items", "items_per_listener", "repeats_per_listener", "max_repeat_difference", "attention_per_listener"),
+    *("must_listen_s", "seed"),
+)
 _DEFAULT_QUESTIONS = {
     "mushra": "How good is each sound compared with the reference?",
     "abx": "Which of A and B is X?",
@@ -123,6 +127,10 @@ class Study:
         num_items: Draw this many of `items` by the seed; 0 for all.
         items_per_listener: Each listener gets this many, balanced over listeners; 0 for all.
         repeats_per_listener: Items that come a second time, to see how reliable a listener is (mushra).
+        max_repeat_difference: Points by which second ratings may differ from the first on average, before
+            post-screening flags the listener; 0 for no such rule.
+        attention_per_listener: Pages that ask for a certain answer instead of a judgement; others are flagged.
+        excludes_inattentive: Leave those out whom the last two flag; otherwise they are only named.
         order: Nested order of items, ("random" or "fixed", item or order, ...); empty: all at random.
         seed: Of the design.
         loudness_lufs: Level that references are brought to; stimuli follow the reference. BS.1770.
@@ -133,7 +141,7 @@ class Study:
         consent: Text to agree to; empty: no consent page.
         instructions: Text before the training.
         thanks: Text at the end.
-        questionnaire: Asked once.
+        questionnaire: Asked once. Results are split by a question of the name "equipment".
         source: Where the protocol is from; shown to the admin.
     """
 
@@ -155,6 +163,9 @@ class Study:
     num_items: int = 0
     items_per_listener: int = 0
     repeats_per_listener: int = 0
+    max_repeat_difference: float = 0.0
+    attention_per_listener: int = 0
+    excludes_inattentive: bool = False
     order: tuple[Any, ...] = ()
     seed: int = 0
     loudness_lufs: float = -23.0
@@ -175,11 +186,9 @@ class Study:
             )
         if not self.title or len(self.title) > 200:
             raise ValueError(f"title has 1 to 200 characters, got {len(self.title)}")
-        for key in ("num_items", "items_per_listener", "repeats_per_listener", "must_listen_s"):
+        for key in _NOT_NEGATIVE:
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.repetitions < 1:
             raise ValueError(f"repetitions must be at least 1, got {self.repetitions}")
         if len(self.scale) != 5:
@@ -206,6 +215,8 @@ class Study:
             raise ValueError(f"repeats_per_listener is {self.repeats_per_listener}, more than a listener has items")
         if self.repeats_per_listener and self.method != "mushra":
             raise ValueError(f"repeats_per_listener is for mushra; with {self.method} use repetitions")
+        if self.max_repeat_difference and not self.repeats_per_listener:
+            raise ValueError("max_repeat_difference compares repeats, but repeats_per_listener is 0")
         if self.order and sorted(_leaves(self.order)) != sorted(names):
             raise ValueError("order must name every item exactly once")
         if self.order and self.num_items:

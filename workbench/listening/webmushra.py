@@ -94,8 +94,9 @@ def to_study(
 def results_csv(store: Store, study_id: str, *, is_simulated: bool = False) -> dict[str, str]:
     """File name -> text as webMUSHRA's server writes it: mushra.csv or paired_comparison.csv.
 
-    Submitted test trials, training left out. Simulated listeners are written only when asked for, under a test id that
-    ends in " SIMULATED". Texts that a spreadsheet would run as a formula get an apostrophe in front.
+    Submitted test trials and repeats; training and attention pages are left out. Simulated listeners are written only
+    when asked for, under a test id that ends in " SIMULATED". Texts that a spreadsheet would run as a formula get an
+    apostrophe in front.
     """
     study = store.study(study_id)
     listeners = store.listeners_frame(study_id)
@@ -104,7 +105,9 @@ def results_csv(store: Store, study_id: str, *, is_simulated: bool = False) -> d
     questions = [question.name for question in study.questionnaire]
     is_mushra = study.method == "mushra"
     frame = store.ratings_frame(study_id) if is_mushra else store.choices_frame(study_id)
-    frame = frame[frame["is_submitted"] & (frame["kind"] != "training") & (frame["is_simulated"] == is_simulated)]
+    frame = frame[
+        frame["is_submitted"] & frame["kind"].isin(["test", "repeat"]) & (frame["is_simulated"] == is_simulated)
+    ]
     if is_mushra:
         columns = ["session_uuid", "trial_id", "rating_stimulus", "rating_score", "rating_time", "rating_comment"]
     else:

@@ -187,7 +187,7 @@ class SoundFolders {
   _show(sounds) {
     const entries = Object.entries(sounds);
     this.list.replaceChildren(
-      ...(entries.length ? entries.map(([name, files]) => block("p", "", make("strong", "", `${name} `), `${files.length} files: ${files.join(", ")}`)) : [make("p", "quiet", "None yet.")]),
+      ...(entries.length ? entries.map(([name, files]) => block("p", "", make("strong", "", `${name} `), `${files.length} ${files.length === 1 ? "file" : "files"}: ${files.join(", ")}`)) : [make("p", "quiet", "None yet.")]),
     );
   }
 

@@ -34,11 +34,18 @@ function resultsView(results, study) {
     const reason = left.length ? "Everybody who answered is left out." : "There are no answers yet: a page counts as soon as it is submitted.";
     view.append(make("p", "quiet", reason));
   }
+  if (results.groups?.question) view.append(...groupParts(results, study));
+  if (results.agreement) view.append(...reliabilityParts(results));
   if (results.is_simulated) view.querySelectorAll("svg.plot").forEach((plot) => Plots.mark(plot, "SIMULATED"));
   if (results.flags.length) view.append(make("h3", "", "Worth knowing"), listOfSentences(results.flags));
   if (results.departures.length) view.append(make("h3", "", "Departs from BS.1534-3"), listOfSentences(results.departures));
   view.append(make("h3", "", "Left out"));
   view.append(left.length ? table(["Listener", "Reason"], left) : make("p", "quiet", "Nobody."));
+  const flagged = Object.entries(results.flagged);
+  if (flagged.length) {
+    view.append(make("h3", "", "Flagged, and still counted"), table(["Listener", "Reason"], flagged));
+    view.append(make("p", "quiet", "Leave somebody out above, with a cause that is recorded; or set excludes_inattentive in the next study."));
+  }
   const people = Object.entries(results.demographics);
   if (people.length) {
     view.append(make("h3", "", "Listeners"));
@@ -49,6 +56,39 @@ function resultsView(results, study) {
     }
   }
   return view;
+}
+
+/** The same once more for every kind of equipment, side by side: one kind a test, says BS.1534-3. */
+function groupParts({ groups: { question, groups }, is_simulated: isSimulated }) {
+  const key = (row) => row.system ?? `${row.a} / ${row.b}`;
+  const found = groups.map((group) => new Map((group.systems ?? group.pairs).map((row) => [key(row), row])));
+  const names = [...new Set(found.flatMap((rows) => [...rows.keys()]))];
+  const rows = names.map((name) => [name, ...found.map((group) => (group.has(name) ? shortResult(group.get(name)) : "–"))]);
+  const headings = groups.map(({ answer, num_listeners: n }) => `${answer} (n = ${n})`);
+  const what = groups.some(({ systems }) => systems) ? "Median; mean and its 95 % interval." : "Answers and p.";
+  return [
+    make("h3", "", `By equipment${isSimulated ? " of SIMULATED listeners" : ""}`),
+    make("p", "quiet", `${question} ${what} Nobody was drawn into a group, so differences between groups may have other causes.`),
+    block("div", "group", table(["", ...headings], rows)),
+  ];
+}
+
+function shortResult(row) {
+  if (row.system) return `${digits(row.median, 1)}; ${digits(row.mean, 1)} (${digits(row.low, 1)} to ${digits(row.high, 1)})`;
+  if ("num_correct" in row) return `${row.num_correct} of ${row.num_trials} right, p ${pText(row.p)}`;
+  return row.error ? `all ${row.num_none} without preference` : `${row.num_a} : ${row.num_b}, p ${pText(row.p)}`;
+}
+
+function reliabilityParts({ agreement, repeats = [] }) {
+  const again = new Map(repeats.map((row) => [row.listener, row]));
+  const headings = ["Listener", "Agreement with the others"];
+  if (repeats.length) headings.push("Repeats: mean difference", "largest");
+  const rows = Object.entries(agreement).map(([listener, value]) => {
+    const row = again.get(listener);
+    return [listener, digits(value, 2), ...(repeats.length ? [digits(row?.mean_difference, 1), digits(row?.largest_difference, 0)] : [])];
+  });
+  const note = "Agreement: Spearman's correlation with the mean of the other listeners. Repeats: points between the first and the second rating.";
+  return [block("details", "", make("summary", "", "Reliability of each listener"), make("p", "quiet", note), table(headings, rows))];
 }
 
 function listOfSentences(sentences) {

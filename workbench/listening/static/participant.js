@@ -5,8 +5,7 @@ class Participant {
   /** @param {string} studyId */
   constructor(studyId) {
     this.studyId = studyId;
-    this.key = `listening:${studyId}`;
-    this.tab = randomId();
+    this.memory = new Memory(studyId);
     this.main = document.getElementById("main");
     this.progress = document.getElementById("progress");
     this.saved = document.getElementById("saved");
@@ -15,7 +14,6 @@ class Participant {
 
   async start() {
     this._takeTokenFromAddress();
-    this.memory = this._read();
     try {
       if (this.memory.token) await this._resume();
       else await this._welcome();
@@ -38,8 +36,7 @@ class Participant {
     this._show(
       Pages.welcome(this.study, async () => {
         const joined = await (await request("POST", `/api/t/${this.studyId}/join`, { json: {} })).json();
-        this.memory = { token: joined.token, rev: 0 };
-        this._write();
+        this.memory.begin(joined.token);
         this.session = joined.session;
         this._openOutbox();
         if (this.study.consent) this.outbox.push({ kind: "consent" });
@@ -53,27 +50,22 @@ class Participant {
     this._openOutbox();
     await this.outbox.drained(10);
     if (this.outbox.isStopped) return;
-    const [study, session] = await Promise.all(
-      [`/api/t/${this.studyId}`, "/api/session"].map(async (path) => (await request("GET", path, { token: this.memory.token })).json()),
-    );
-    [this.study, this.session] = [study, session];
+    // One after the other: without a session nothing is to be said about the study.
+    const ask = async (path) => (await request("GET", path, { token: this.memory.token })).json();
+    const session = (this.session = await ask("/api/session"));
+    const study = (this.study = await ask(`/api/t/${this.studyId}`));
     const revisions = [...Object.values(session.ratings).flatMap(Object.values), ...Object.values(session.choices)];
-    this.memory.rev = Math.max(this.memory.rev ?? 0, ...revisions.map(({ rev }) => rev));
-    this._write();
+    this.memory.knowRevisions(revisions.map(({ rev }) => rev));
     this._title();
     const { stage } = session;
     if (stage === "consent") return this._show(Pages.welcome(study, async () => this._agree()));
-    if (stage === "trials" && (session.current_trial > 0 || this._hasBegun())) return this._go("trials");
+    if (stage === "trials" && (session.current_trial > 0 || this.memory.hasBegun)) return this._go("trials");
     this._go(stage === "trials" ? "instructions" : stage);
   }
 
   _agree() {
     this.outbox.push({ kind: "consent" });
     this._go(this._after("consent"));
-  }
-
-  _hasBegun() {
-    return Boolean(this.memory.hasBegun);
   }
 
   /** The page that follows, as far as this study has it. */
@@ -96,8 +88,7 @@ class Participant {
     if (stage === "prescreen") return this._prescreen([...this.study.prescreen], {});
     if (stage === "instructions") {
       const begin = () => {
-        this.memory.hasBegun = true;
-        this._write();
+        this.memory.startTrials();
         this._go("trials");
       };
       if (this.session.plan.length) this._sounds.of(0, this._slotsOf(0)).catch(() => {});
@@ -163,7 +154,7 @@ class Participant {
     this.outbox.push({ kind: "start", trial: index });
     const keep = {
       rating: (slot, score) => this._keepRating(index, slot, score),
-      choice: (answer) => this.outbox.push({ kind: "choice", trial: index, answer, rev: this._nextRev() }, `choice ${index}`),
+      choice: (answer) => this.outbox.push({ kind: "choice", trial: index, answer, rev: this.memory.nextRev() }, `choice ${index}`),
       event: (event) => this.outbox.pushEvents([event]),
       submit: (body) => this._submit(index, body),
     };
@@ -187,7 +178,7 @@ class Participant {
   }
 
   _keepRating(trial, slot, score) {
-    const rev = this._nextRev();
+    const rev = this.memory.nextRev();
     (this.session.ratings[trial] ??= {})[slot] = { score, rev, touched: true };
     this.outbox.push({ kind: "rating", trial, slot, score, rev, touched: true }, `rating ${trial} ${slot}`);
   }
@@ -233,37 +224,13 @@ class Participant {
     const token = location.hash.slice(1);
     if (!/^[\w-]{20,100}$/.test(token)) return;
     history.replaceState(null, "", location.pathname); // out of the address, so that nobody shares it by accident
-    this.memory = { token, rev: 0 };
-    this._write();
-    localStorage.removeItem(`${this.key}:outbox`);
-  }
-
-  _read() {
-    try {
-      return JSON.parse(localStorage.getItem(this.key)) ?? {};
-    } catch {
-      return this.memory ?? {};
-    }
-  }
-
-  _write() {
-    try {
-      localStorage.setItem(this.key, JSON.stringify(this.memory));
-    } catch {
-      // The page goes on; the state of saving says what that means.
-    }
-  }
-
-  _nextRev() {
-    this.memory.rev = Math.max(this.memory.rev ?? 0, this._read().rev ?? 0) + 1;
-    this._write();
-    return this.memory.rev;
+    this.memory.begin(token);
   }
 
   _openOutbox() {
     this._sounds = new Sounds(this.memory.token);
     const { token } = this.memory;
-    this.outbox = new Outbox(`${this.key}:outbox`, async (entries, isLeaving) => {
+    this.outbox = new Outbox(this.memory.outboxName, async (entries, isLeaving) => {
       const response = await request("POST", "/api/session/sync", { token, json: { entries }, keepalive: isLeaving });
       return (await response.json()).results;
     });
@@ -297,9 +264,7 @@ class Participant {
   _watchTabs() {
     if (this.isWatching) return;
     this.isWatching = true;
-    const claim = `${this.key}:tab`;
-    addEventListener("storage", (event) => {
-      if (event.key !== claim || event.newValue === this.tab || event.newValue === null) return;
+    this.memory.claimTab(() => {
       this.outbox.stop();
       this._show(
         block(
@@ -311,17 +276,12 @@ class Participant {
         ),
       );
     });
-    try {
-      localStorage.setItem(claim, this.tab);
-    } catch {
-      // Without storage the tabs know nothing of each other; the server's revisions still keep the newest value.
-    }
   }
 
   _forget() {
     this.outbox?.stop();
     this.outbox?.clear();
-    for (const name of ["", ":outbox", ":tab"]) localStorage.removeItem(this.key + name);
+    this.memory.forget();
     this._show(
       block(
         "section",

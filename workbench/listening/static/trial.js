@@ -125,7 +125,10 @@ class Trial {
     this.todo = make("p", "todo");
     this.todo.setAttribute("aria-live", "polite");
     this.next = makeButton("primary next", "Next", () => this.submit());
-    const question = block("div", "question", ...paragraphs(this.study.question));
+    // A page that checks attention looks like the others, but for what it asks.
+    const { instruction } = this.trial;
+    const question = block("div", "question", ...paragraphs(instruction ?? this.study.question));
+    question.classList.toggle("instructed", Boolean(instruction));
     if (this.trial.kind === "training") question.prepend(make("span", "badge", "Training: not counted"));
     this.board = this.buildBoard(saved);
     this.element.append(

@@ -49,8 +49,10 @@ class AbxGame {
     sounds.append(...this.sounds);
     const answers = make("div", "abx-answers");
     answers.append(...["A", "B"].map((name) => this._button("soft", `X is ${name}`, () => this._answer(name))));
-    this.element.replaceChildren(this._button("abx-close", "✕", () => this.element.close()), title, text, sounds, answers);
-    this.element.querySelector(".abx-close").setAttribute("aria-label", "Stop");
+    const close = this._button("abx-close", "✕", () => this.element.close());
+    close.setAttribute("aria-label", "Stop");
+    this.element.replaceChildren(title, text, sounds, answers, close);
+    this.sounds[0].focus(); // what had the focus is gone, and keys go where it is
     if (this.answers.length) this._hear(2);
     else this._mark();
   }
@@ -95,6 +97,7 @@ class AbxGame {
       make("p", "quiet", `Somebody who guesses gets that far in ${percent} of all cases. The original against ${this.label}, equally loud.`),
       this._button("soft", "Close", () => this.element.close()),
     );
+    this.element.querySelector("button").focus();
   }
 
   _end() {

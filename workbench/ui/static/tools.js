@@ -20,7 +20,9 @@ class Tools {
       this._mark();
     }
     if (document.querySelector("[data-shared]") === null) {
-      this.element.append(this._button("Share as a file", "One HTML file with all sounds in it, which works offline", () => this._share()));
+      this.element.append(this._button("Share as a file", "One HTML file with all sounds in it, which works offline", () => {
+        this._share().catch((error) => this.view.complain(`The file could not be made: ${error.message}.`));
+      }));
     }
   }
 
@@ -80,10 +82,15 @@ class Tools {
 
   /** A template of the server with scripts and looks, and the report and the sounds put into it here. */
   async _share() {
-    const template = await (await fetch("share-template")).text();
+    const get = async (address) => {
+      const response = await fetch(address);
+      if (!response.ok) throw new Error(`the server no longer has ${address.split("/").pop()}`);
+      return response;
+    };
+    const template = await (await get("share-template")).text();
     const names = [this.view.report.original_file, ...this.view.report.versions.flatMap((entry) => [entry.wav_file, entry.taae_file])];
     const files = {};
-    for (const name of names.filter(Boolean)) files[name] = await Tools.dataUrl(await (await fetch(this.urls[name])).blob());
+    for (const name of names.filter(Boolean)) files[name] = await Tools.dataUrl(await (await get(this.urls[name])).blob());
     // "<" is written so that no text of the report can end the element that it stands in.
     const json = JSON.stringify({ report: this.view.report, files }).replaceAll("<", "\\u003c");
     const page = new Blob([template.replace("COMPARISON_JSON", () => json)], { type: "text/html" });

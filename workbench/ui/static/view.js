@@ -63,6 +63,7 @@ class ComparisonView {
   complain(text) {
     const message = make("p", "status error", text);
     message.setAttribute("role", "alert");
+    this.root.querySelector(":scope > .status.error")?.remove();
     this.root.classList.add("loaded");
     this.root.prepend(message);
   }
