@@ -34,7 +34,7 @@ lint: $(VENV)/.dev ## Check style, types and the direction of imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.app ## Measure the speed of the codec on this machine
+bench: $(VENV)/.dev ## Measure speed, memory and streaming beside other codecs; ARGS=--quick takes a minute or two
 	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 clean: ## Remove the environment, the caches and the builds; runs/ stays

@@ -97,6 +97,35 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, left: int, right: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
+def attend_rows(
+    q: Float[Tensor, "b h m e"],
+    k: Float[Tensor, "b h n e"],
+    v: Float[Tensor, "b h n e"],
+    *,
+    start: int,
+    left: int,
+    right: int,
+) -> Float[Tensor, "b h m e"]:
+    """`window_attention` of the queries start ... start + m - 1 alone, at inference on a CPU.
+
+    Written out, since on CPUs torch's fused kernel takes twice as long for so few keys (measured); softmax in float32.
+    """
+    m, n = q.shape[2], k.shape[2]
+    first, last = max(0, start - left), min(n, start + m + right)
+    mask = _added_mask(m, last - first, start - first, left, right)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k[:, :, first:last].transpose(-1, -2)).float()
+    weights = scores.add_(mask).softmax(dim=-1).to(v.dtype)
+    return torch.matmul(weights, v[:, :, first:last])
+
+
+@lru_cache(maxsize=64)  # a few shapes, the same in every layer
+def _added_mask(m: int, n: int, start: int, left: int, right: int) -> Tensor:
+    """0 where query start + i sees key j, minus infinity elsewhere."""
+    with torch.inference_mode(False):  # what a cache holds must be usable outside
+        seen = _window_mask(torch.arange(start, start + m), torch.arange(n), left, right)
+        return torch.zeros(m, n).masked_fill_(~seen, float("-inf"))
+
+
 def _flex(q: Tensor, k: Tensor, v: Tensor, left: int, right: int) -> Tensor:
     if q.device.type != "cuda":
         raise RuntimeError(f"the flex backend needs a CUDA device, got {q.device}; choose 'blocked'")

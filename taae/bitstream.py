@@ -17,7 +17,11 @@ DEFAULT_MAX_FRAMES = 2**24  # a week at 25 Hz; 128 MiB of tokens a stage
 
 MAX_ENTROPY_DIGITS = 2**25  # frames * stages * dims: 31 hours of "2x5^6" at 25 Hz, some minutes of work
 
+# What the encoder of the tokens ran in; anything but float32 changes some of them (docs/precision.md).
+ENCODER_DTYPES = ("float32", "bfloat16", "float16", "int8")
+
 _FLAG_ENTROPY_CODED = 1
+_DTYPE_SHIFT, _DTYPE_MASK = 1, 0b11  # flag bits 1 and 2: a place in ENCODER_DTYPES
 # magic, version, flags, model id, sample rate (24 bits), samples (48 bits), frames, stages, levels, dim, gain
 _FIELDS = struct.Struct(">4sBB8s3s6sIBHBf")
 _CHECKSUM = struct.Struct(">I")
@@ -43,6 +47,7 @@ class Header:
         bottleneck: Not continuous; at most 65535 levels.
         gain_db: Gain that was applied before encoding and is undone after decoding; rounded to float32, as stored.
         is_entropy_coded: Whether the tokens are entropy-coded; `pack` sets it.
+        encoder_dtype: One of `ENCODER_DTYPES`.
 
     Raises:
         ValueError: If a value does not fit its field.
@@ -55,8 +60,11 @@ class Header:
     bottleneck: BottleneckSpec
     gain_db: float
     is_entropy_coded: bool = False
+    encoder_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.encoder_dtype not in ENCODER_DTYPES:
+            raise ValueError(f"encoder_dtype must be one of {', '.join(ENCODER_DTYPES)}, got {self.encoder_dtype!r}")
         if len(self.model_id) != 8:
             raise ValueError(f"model_id must be 8 bytes, got {len(self.model_id)}")
         if self.bottleneck.is_continuous:
@@ -161,8 +169,9 @@ def read_header(data: Bytes) -> Header:
     if len(data) < HEADER_BYTES:
         raise BitstreamError(f"the file is truncated: {len(data)} bytes, expected {HEADER_BYTES} or more; copy it anew")
     _, _, flags, model_id, rate, samples, num_frames, *bottleneck, gain_db = _FIELDS.unpack_from(data)
-    if flags & ~_FLAG_ENTROPY_CODED:
-        raise BitstreamError(f"the file has flags {flags}, expected 0 or {_FLAG_ENTROPY_CODED}; use a newer program")
+    known = _FLAG_ENTROPY_CODED | _DTYPE_MASK << _DTYPE_SHIFT
+    if flags & ~known:
+        raise BitstreamError(f"the file has flags {flags}, expected 0 ... {known}; use a newer program")
     try:
         header = Header(
             model_id=model_id,
@@ -172,6 +181,7 @@ def read_header(data: Bytes) -> Header:
             bottleneck=BottleneckSpec(*bottleneck),
             gain_db=gain_db,
             is_entropy_coded=bool(flags & _FLAG_ENTROPY_CODED),
+            encoder_dtype=ENCODER_DTYPES[flags >> _DTYPE_SHIFT & _DTYPE_MASK],
         )
     except ValueError as error:
         raise BitstreamError(f"the header is damaged: {error}; copy or write it anew") from error
@@ -206,7 +216,7 @@ def _pack_header(header: Header) -> bytes:
     return _FIELDS.pack(
         MAGIC,
         VERSION,
-        _FLAG_ENTROPY_CODED * header.is_entropy_coded,
+        _FLAG_ENTROPY_CODED * header.is_entropy_coded | ENCODER_DTYPES.index(header.encoder_dtype) << _DTYPE_SHIFT,
         header.model_id,
         header.sample_rate_hz.to_bytes(3, "big"),
         header.num_samples.to_bytes(6, "big"),

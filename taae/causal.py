@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taae.attention import rotary_angles, rotate
+from taae.attention import rotary_angles
 from taae.config import ModelConfig
-from taae.model import Conv, ConvTransposed, Decoder, Encoder, Layers, TransformerLayer
+from taae.model import Conv, ConvTransposed, Decoder, Encoder, Layers
 
 Rows = slice | int
 
@@ -43,7 +43,7 @@ class CausalHalf:
         patches_per_frame = config.hop_samples // config.patch_samples
         rate = patches_per_frame if isinstance(half, Encoder) else 1  # rows of one latent frame at this place
         self._rows_per_frame, self._max_rows = rate, rate * max_frames
-        self._steps: list[_ConvStep | _TransposedStep | _LayersStep] = []
+        self._steps: list[_ConvStep | _TransposedStep | LayersStep] = []
         for module in _modules_in_order(half):
             if isinstance(module, Conv):
                 rate //= module.conv.stride[0]
@@ -52,7 +52,7 @@ class CausalHalf:
                 rate *= module.stride
                 self._steps.append(_TransposedStep(module, num_streams))
             elif isinstance(module, Layers) and len(module):
-                self._steps.append(_LayersStep(module, config, num_streams, rate * max_frames))
+                self._steps.append(LayersStep(module, config, num_streams, rate * max_frames))
 
     @property
     def num_bytes(self) -> int:
@@ -63,11 +63,15 @@ class CausalHalf:
         """The next rows, at least one frame and whole frames, through every module."""
         done = []
         for piece in stream.split(self._max_rows, dim=1):
-            for step in self._steps:
-                piece = step.run(piece)
-            done.append(piece)
+            done.append(self.step(piece))
         self.num_frames += stream.shape[1] // self._rows_per_frame
         return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+
+    def step(self, piece: Tensor) -> Tensor:
+        """At most `max_frames` frames."""
+        for step in self._steps:
+            piece = step.run(piece)
+        return piece
 
     def reset(self, stream: int | None = None) -> None:
         """Forget the past of all streams, or of one."""
@@ -118,7 +122,7 @@ class _TransposedStep:
         self.past[rows] = 0
 
 
-class _LayersStep:
+class LayersStep:
     """Transformer layers with rings of rotated keys and values, one slot for each position that a step can need.
 
     A ring holds its positions in any order: attention does not mind, and the mask is made from the positions.
@@ -134,36 +138,30 @@ class _LayersStep:
         self.next_position = 0
 
     def run(self, stream: Tensor) -> Tensor:
-        n = stream.shape[1]
-        new = torch.arange(self.next_position, self.next_position + n, device=stream.device)
+        return self.compute(stream, *self.place(stream.shape[1]))
+
+    def place(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Angles, slots and mask of the next n rows, which are counted then: all that depends on the position."""
+        new = torch.arange(self.next_position, self.next_position + n, device=self.positions.device)
         slots = new % self.positions.shape[1]
         self.positions[:, slots] = new
         distance = new[:, None] - self.positions[:, None, :]  # (b, n, slots)
         mask = ((distance >= 0) & (distance <= self.left))[:, None]
         # From the absolute position, in float64: a recursion would drift, and float32 is 0.01 rad off after an hour.
-        angles = rotary_angles(n, self.layers.rope_dims, stream.device, start=self.next_position)
-        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            stream = _layer(layer, stream, angles, keys, values, slots, mask)
+        angles = rotary_angles(n, self.layers.rope_dims, self.positions.device, start=self.next_position)
         self.next_position += n
+        return angles, slots, mask
+
+    def compute(self, stream: Tensor, angles: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
+        """The layers themselves, on tensors alone."""
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            q, k, v = layer.project(stream, angles)  # pyright: ignore[reportCallIssue] - layers of a ModuleList
+            keys[:, :, slots], values[:, :, slots] = k, v
+            heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+            stream = layer.finish(stream, heads)  # pyright: ignore[reportCallIssue]
         return stream
 
     def reset(self, rows: Rows) -> None:
         self.positions[rows] = _NEVER
         if rows == slice(None):
             self.next_position = 0
-
-
-def _layer(
-    layer: nn.Module, stream: Tensor, angles: Tensor, keys: Tensor, values: Tensor, slots: Tensor, mask: Tensor
-) -> Tensor:
-    """`TransformerLayer.forward` for new rows, whose keys and values go into the ring."""
-    assert isinstance(layer, TransformerLayer)
-    attention = layer.attention
-    b, n, _ = stream.shape
-    qkv = attention.to_qkv(layer.attention_norm(stream)).view(b, n, 3, attention.num_heads, attention.head_dim)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    q, k = rotate(attention.q_norm(q), angles), rotate(attention.k_norm(k), angles)
-    keys[:, :, slots], values[:, :, slots] = k.to(v.dtype), v
-    heads = F.scaled_dot_product_attention(q.to(v.dtype), keys, values, attn_mask=mask)
-    stream = stream + layer.attention_scale(attention.to_out(heads.transpose(1, 2).reshape(b, n, -1)))
-    return stream + layer.mlp_scale(layer.mlp(layer.mlp_norm(stream)))

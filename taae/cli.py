@@ -118,6 +118,8 @@ def convert(
     from taae.batch import check_folder
     from taae.checkpoint import save_model
 
+    if dtype is Dtype.int8:
+        raise typer.BadParameter("a folder holds float32, bfloat16 or float16; int8 is made when a model is loaded")
     check_folder(str(out))
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; choose another name, or --force to overwrite it")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taae.cli_options import Bottleneck, Device, Force, Model, OfficialConfig
+from taae.cli_options import Bottleneck, Device, Dtype, DtypeOption, Force, Model, OfficialConfig
 from taae.cli_output import complain, say
 
 
@@ -50,6 +50,7 @@ def encode_dataset(
     model: Model = "mini",
     official_config: OfficialConfig = None,
     device: Device = "cpu",
+    dtype: DtypeOption = Dtype.float32,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a shard.")] = False,
 ) -> None:
@@ -57,7 +58,7 @@ def encode_dataset(
 
     Finished shards are skipped, so the same command goes on after a crash; a shard that was stopped starts again.
     Inputs that cannot be read are left out and listed in the sidecar, shard-....json. `taae.corpus.read_tokens` reads
-    the result. The encoder runs in float32, since half precision changes tokens.
+    the result. The encoder runs in float32 unless --dtype says otherwise; the sidecar names it.
     """
     from taae import engines
     from taae.corpus import CorpusConfig
@@ -69,7 +70,7 @@ def encode_dataset(
         one = None if shard is None else Shard.parse(shard)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--shard") from None
-    source = engines.EncoderSource(model, official_config, device)
+    source = engines.EncoderSource(model, official_config, device, dtype.value)
     config = CorpusConfig(
         manifest=manifest,
         out=out,
@@ -77,6 +78,7 @@ def encode_dataset(
         bottleneck=bottleneck,
         file_format=file_format.value,
         batch_s=batch_seconds,
+        encoder_dtype=dtype.value,
     )
     if engine is Engine.slurm:
         script = engines.write_sbatch(source, config, cpus=cpus, force=force)

@@ -65,6 +65,7 @@ def _describe_header(header: Header, payload_bits: int) -> Record:
     seconds = header.num_samples / header.sample_rate_hz
     return {
         "model_id": header.model_id.hex(),
+        "encoder_dtype": header.encoder_dtype,
         "bottleneck": str(spec),
         "tokens_shape": [header.num_frames, spec.num_stages],
         "codebook_size": spec.codebook_size,

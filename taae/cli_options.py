@@ -20,6 +20,7 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
 
 
 def check_bottleneck(text: str) -> str:
@@ -66,7 +67,10 @@ OfficialConfig = Annotated[
     typer.Option(metavar="FILE", help="model_config.json of a published checkpoint; --model then names its weights."),
 ]
 Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1 ...")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Half precision is for decoding: it changes tokens.")]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option("--dtype", help="For decoding: all but float32 change tokens, and files say so. int8 runs on a CPU."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite.")]
 SkipExisting = Annotated[
     bool, typer.Option("--skip-existing", help="Leave out what is there already, to continue a run.")

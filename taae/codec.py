@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,44 +16,59 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from taae.audio import MAX_PEAK, check_rates, loudness_gain, resample, to_mono
-from taae.bitstream import BitstreamError, Bytes, Header, expect_model, pack, read_header, unpack
+from taae.bitstream import ENCODER_DTYPES, BitstreamError, Bytes, Header, expect_model, pack, read_header, unpack
 from taae.checkpoint import load_model
 from taae.config import BottleneckSpec
+from taae.fast import Kernels, is_fast_wanted, speed_up
 from taae.fsq import bottleneck_codes, detokenize, tokenize
 from taae.longfile import mono_memmap, resample_blocks, take
 from taae.model import TAAE
 from taae.official import load_official_model
+from taae.packed import Weights, has_bfloat16
 
 Progress = Callable[[float], None]
 
 logger = logging.getLogger(__name__)
 
 
-def load(source: str | Path = "mini", *, device: str = "cpu", dtype: str = "float32") -> "Codec":
+def load(
+    source: str | Path = "mini", *, device: str = "cpu", dtype: str = "float32", kernels: Kernels = "auto"
+) -> "Codec":
     """Load a codec.
 
     Args:
         source: An embedded model ("mini"), a model folder, or a preset (random weights, with a warning).
         device: Where torch runs it, "cpu" or "cuda".
-        dtype: "float32", or "bfloat16" / "float16" for decoding and preview: half precision changes tokens.
+        dtype: "float32", or for decoding and preview "bfloat16", "int8" (8-bit weights and activations, on a CPU) or
+            "float16": all of them change tokens, and files say so.
+        kernels: "plain" are torch's modules, the reference. "fast" folds and packs the weights for the CPU
+            (`taae.fast`); in float32 its results differ from the reference by rounding alone. "auto" is fast for
+            bfloat16 and int8 on a CPU, else plain.
 
     Raises:
-        ValueError: If there is no such model, device or dtype, or the files are damaged.
+        ValueError: If there is no such model, device or dtype, they do not go together, or the files are damaged.
+        RuntimeError: If fast kernels are needed, and this torch has none.
     """
     model, model_id = load_model(source)
-    return Codec(model, model_id, device=device, dtype=dtype)
+    return Codec(model, model_id, device=device, dtype=dtype, kernels=kernels)
 
 
 def load_official(
-    config_path: str | Path, weights_path: str | Path, *, device: str = "cpu", dtype: str = "float32"
+    config_path: str | Path,
+    weights_path: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    kernels: Kernels = "auto",
 ) -> "Codec":
     """Load a published stable-codec checkpoint, `model_config.json` with `model.safetensors` or `.ckpt`, strictly.
 
     Raises:
-        ValueError: If a key is missing, unknown or of another shape; nothing is skipped.
+        ValueError: If a key is missing, unknown or of another shape; nothing is skipped. Else as `load`.
+        RuntimeError: As `load`.
     """
     model, model_id = load_official_model(config_path, weights_path)
-    return Codec(model, model_id, device=device, dtype=dtype)
+    return Codec(model, model_id, device=device, dtype=dtype, kernels=kernels)
 
 
 class Codec:
@@ -61,19 +77,34 @@ class Codec:
     Attributes:
         model: The network; `encode_latents` and `decode_latents` are its two halves.
         model_id: 8 bytes that name its weights in `.taae` files.
+        dtype: Of what goes through the network.
+        precision: What it computes in, as files name it: "float32", "bfloat16", "float16" or "int8".
+        is_fast: Whether the layers are those of `taae.fast`; `model` was changed then, and has no plain weights.
     """
 
-    def __init__(self, model: TAAE, model_id: bytes, *, device: str = "cpu", dtype: str = "float32") -> None:
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype!r}")
+    def __init__(
+        self, model: TAAE, model_id: bytes, *, device: str = "cpu", dtype: str = "float32", kernels: Kernels = "auto"
+    ) -> None:
+        if dtype not in ENCODER_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(ENCODER_DTYPES)}, got {dtype!r}")
         try:
             self.device = torch.device(device)
         except RuntimeError:
             raise ValueError(f"device must be one that torch knows, such as cpu or cuda; got {device!r}") from None
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda was asked for, but torch finds none here; choose cpu")
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        self.model = model.to(self.device, self.dtype).eval().requires_grad_(False)
+        self.is_fast = is_fast_wanted(self.device, dtype, kernels)
+        self.precision = dtype
+        if self.is_fast:
+            if dtype == "bfloat16" and not has_bfloat16():
+                logger.info("this processor does not multiply bfloat16; float32 takes its place")
+                self.precision = "float32"
+            model = speed_up(model, cast(Weights, self.precision))
+            self.dtype: torch.dtype = model.encoder.conv_in.conv.weight.dtype
+        else:
+            self.dtype = getattr(torch, dtype)
+            model = model.to(self.device, self.dtype)
+        self.model = model.eval().requires_grad_(False)
         self.model_id = model_id
         self.config = model.config
 
@@ -291,6 +322,7 @@ class Codec:
             num_frames=len(tokens),
             bottleneck=spec,
             gain_db=20 * math.log10(gain),
+            encoder_dtype=self.precision,
         )
         return pack(header, tokens.cpu().numpy(), entropy=entropy)
 

@@ -54,6 +54,7 @@ class CorpusConfig:
         file_format: "parquet" or "webdataset".
         batch_s: Seconds of audio, of clips with the same number of frames, that share a pass of the encoder; 0 encodes
             every clip by itself.
+        encoder_dtype: What the encoder may run in instead of float32; all others change some tokens.
         max_failed_share: More inputs of a shard that cannot be read are an error, since then a disk is missing and
             not a clip broken.
     """
@@ -64,6 +65,7 @@ class CorpusConfig:
     bottleneck: str = "2x5^6"
     file_format: Literal["parquet", "webdataset"] = "parquet"
     batch_s: float = 120.0
+    encoder_dtype: str = "float32"
     max_failed_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ def encode_shard(
     cannot be read are left out and listed in the sidecar.
 
     Args:
-        codec: In float32, since half precision changes tokens.
+        codec: In float32, or in `config.encoder_dtype`.
         config: The corpus.
         shard: Which part of it; `shard.count` is `config.num_shards`.
         force: Encode it even when it is finished, or was made with other settings.
@@ -100,14 +102,12 @@ def encode_shard(
 
     Raises:
         ValueError: If the folder holds this shard of another model, bottleneck or manifest; if too many inputs cannot
-            be read; or if the codec is not in float32.
+            be read; or if the codec runs in another precision.
     """
-    import torch
-
     if shard.count != config.num_shards:
         raise ValueError(f"shard {shard} is of {shard.count}, the corpus has {config.num_shards}")
-    if codec.dtype != torch.float32:
-        raise ValueError(f"tokens to keep need a float32 encoder, this one runs in {codec.dtype}")
+    if codec.precision not in ("float32", config.encoder_dtype):
+        raise ValueError(f"tokens to keep need a {config.encoder_dtype} encoder, this one runs in {codec.precision}")
     recordings = read_recordings(config.manifest, shard)
     _refuse_duplicates(recordings)
     settings = _settings(codec, config, recordings)
@@ -151,7 +151,7 @@ def _settings(codec: "Codec", config: CorpusConfig, recordings: Sequence[Recordi
         "model_id": codec.model_id.hex(),
         "bottleneck": config.bottleneck,
         "frame_rate_hz": codec.frame_rate_hz,
-        "encoder_dtype": "float32",
+        "encoder_dtype": codec.precision,
         "batch_s": config.batch_s,
         "format": config.file_format,
         "manifest_sha256": hashlib.sha256(rows.encode()).hexdigest(),

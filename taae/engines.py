@@ -19,17 +19,24 @@ from taae.manifest import Shard, read_recordings
 if TYPE_CHECKING:
     from taae.codec import Codec
 
+logger = logging.getLogger(__name__)
+
+# Ray gives its own processes 15 s to start, which nothing can change (its issue 65983). A busy machine may need more
+# the first time; the second time their files are in memory.
+RAY_STARTS = 3
+
 # Slurm's own default allows array indices up to 1000.
 MAX_ARRAY_TASKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderSource:
-    """Where every worker finds the codec, in float32; the arguments of `taae.load` or `taae.load_official`."""
+    """Where every worker finds the codec; the arguments of `taae.load` or `taae.load_official`."""
 
     model: str = "mini"
     official_config: Path | None = None
     device: str = "cpu"
+    dtype: str = "float32"
 
 
 @lru_cache(maxsize=1)  # a worker that runs many shards loads it once
@@ -42,8 +49,8 @@ def load_encoder(source: EncoderSource) -> "Codec":
     import taae
 
     if source.official_config is None:
-        return taae.load(source.model, device=source.device)
-    return taae.load_official(source.official_config, source.model, device=source.device)
+        return taae.load(source.model, device=source.device, dtype=source.dtype)
+    return taae.load_official(source.official_config, source.model, device=source.device, dtype=source.dtype)
 
 
 def run_local(
@@ -102,10 +109,7 @@ def run_ray(
     task = ray.remote(num_cpus=cpus, num_gpus=int(source.device.startswith("cuda")), max_retries=3)(work)
     is_mine = not ray.is_initialized()
     if is_mine:
-        try:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR)
-        except Exception as error:  # Ray raises a plain Exception where its processes do not start in time
-            raise RuntimeError(f"Ray did not start: {error}") from error
+        _start_ray(ray)
     try:
         pending = {task.remote(shard): shard for shard in shards}
         with tqdm(total=len(pending), desc="shards", unit="shard", disable=None, leave=False) as bar:
@@ -122,6 +126,18 @@ def run_ray(
     finally:
         if is_mine:
             ray.shutdown()
+
+
+def _start_ray(ray: Any) -> None:
+    for attempt in range(1, RAY_STARTS + 1):
+        try:
+            ray.init(include_dashboard=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray raises a plain Exception where its processes do not start in time
+            ray.shutdown()
+            if attempt == RAY_STARTS:
+                raise RuntimeError(f"Ray did not start in {attempt} attempts: {error}") from error
+            logger.warning("Ray did not start (%s); attempt %d of %d", error, attempt + 1, RAY_STARTS)
 
 
 def write_sbatch(source: EncoderSource, config: CorpusConfig, *, cpus: int, force: bool = False) -> Path:
@@ -147,6 +163,7 @@ def write_sbatch(source: EncoderSource, config: CorpusConfig, *, cpus: int, forc
         "--batch-seconds": f"{config.batch_s:g}",
         "--model": _absolute(source.model),
         "--device": source.device,
+        "--dtype": source.dtype,
     }
     if source.official_config is not None:
         options["--official-config"] = str(source.official_config.resolve())

@@ -45,18 +45,22 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim, self.num_heads, self.window = config.head_dim, config.num_heads, config.window
+        self.head_dim, self.num_heads = config.head_dim, config.num_heads
         self.to_qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.q_norm = nn.LayerNorm(config.head_dim, eps=1e-6)
         self.k_norm = nn.LayerNorm(config.head_dim, eps=1e-6)
         self.to_out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, stream: Tensor, angles: Tensor, backend: Backend) -> Tensor:
+    def project(self, stream: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, h, n, e), the first two normalised and rotated."""
         b, n, _ = stream.shape
         q, k, v = self.to_qkv(stream).view(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # autocast keeps layer norms in float32
-        heads = window_attention(q, k, v, left=self.window[0], right=self.window[1], backend=backend)
+        return q.to(v.dtype), k.to(v.dtype), v  # autocast keeps layer norms in float32
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """Results of the heads (b, h, n, e) to the stream's channels (b, n, width)."""
+        b, _, n, _ = heads.shape
         return self.to_out(heads.transpose(1, 2).reshape(b, n, -1))
 
 
@@ -78,6 +82,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.window = config.window
         self.attention_norm = LayerNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
         self.attention_scale = LayerScale(config.width, config.layer_scale_init)
@@ -85,9 +90,19 @@ class TransformerLayer(nn.Module):
         self.mlp = GatedMLP(config)
         self.mlp_scale = LayerScale(config.width, config.layer_scale_init)
 
-    def forward(self, stream: Tensor, angles: Tensor, backend: Backend) -> Tensor:
-        stream = stream + self.attention_scale(self.attention(self.attention_norm(stream), angles, backend))
+    def project(self, stream: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything before attention: queries, keys and values (b, h, n, e), rotated."""
+        return self.attention.project(self.attention_norm(stream), angles)
+
+    def finish(self, stream: Tensor, heads: Tensor) -> Tensor:
+        """Everything after attention, whose results are `heads` (b, h, n, e)."""
+        stream = stream + self.attention_scale(self.attention.merge(heads))
         return stream + self.mlp_scale(self.mlp(self.mlp_norm(stream)))
+
+    def forward(self, stream: Tensor, angles: Tensor, backend: Backend) -> Tensor:
+        q, k, v = self.project(stream, angles)
+        heads = window_attention(q, k, v, left=self.window[0], right=self.window[1], backend=backend)
+        return self.finish(stream, heads)
 
 
 class Layers(nn.ModuleList):

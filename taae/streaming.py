@@ -12,6 +12,8 @@ from taae.causal import CausalHalf
 from taae.codec import Codec
 from taae.config import BottleneckSpec
 from taae.fsq import detokenize, tokenize
+from taae.graphs import GraphedHalf
+from taae.model import Decoder, Encoder
 from taae.patching import patchify
 
 # Level of the first, second ... frame in a row that is concealed, and of all after them: see `StreamingDecoder`.
@@ -19,10 +21,50 @@ CONCEALED_GAINS = (1.0, 0.7, 0.35, 0.1, 0.0)
 # Every concealed frame has so much of the codes before it: nearer to their mean, 0, is where they most likely are. With
 # the embedded model and 10 % of the frames lost this is worth 0.01 STOI over repeating them.
 CONCEALED_DECAY = 0.7
-_NEVER = -(2**62)  # the position of a slot that holds nothing
 
 
-class StreamingEncoder:
+class _Stream:
+    """What both directions share: a half of the model with its past, and a bottleneck that may change."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        half: Encoder | Decoder,
+        bottleneck: str | BottleneckSpec,
+        num_streams: int,
+        max_frames: int,
+        use_graphs: bool,
+    ) -> None:
+        if not codec.config.is_causal:
+            raise ValueError(
+                f"{codec.name} cannot stream: it is not causal and hears {codec.config.receptive_frames[1]} frames "
+                "ahead; choose a causal model such as 'mini-causal', or give whole recordings to Codec.encode"
+            )
+        self._codec = codec
+        self.bottleneck = bottleneck
+        if use_graphs and codec.device.type != "cuda":
+            raise ValueError(f"use_graphs needs a codec on cuda, this one is on {codec.device}; leave it off")
+        self._half = (GraphedHalf if use_graphs else CausalHalf)(half, codec.config, num_streams, max_frames)
+
+    @property
+    def bottleneck(self) -> BottleneckSpec:
+        return self._spec
+
+    @bottleneck.setter
+    def bottleneck(self, value: str | BottleneckSpec) -> None:
+        spec, codec = BottleneckSpec.parse(value), self._codec
+        if spec.is_continuous:
+            raise ValueError("a continuous bottleneck has no tokens to stream; choose one such as '2x5^6'")
+        if spec.dim != codec.config.latent_dim:
+            raise ValueError(f"bottleneck {spec} has {spec.dim} dimensions, {codec.name} has {codec.config.latent_dim}")
+        self._spec = spec
+
+    @property
+    def num_frames(self) -> int:
+        return self._half.num_frames
+
+
+class StreamingEncoder(_Stream):
     """Audio in pieces of any size to tokens, as soon as a frame of `hop_samples` is whole.
 
     Encoders of one codec share its weights and nothing else, so any number of them run side by side. Streams that tick
@@ -34,6 +76,7 @@ class StreamingEncoder:
         num_streams: Rows of every piece.
         max_frames: Frames of one pass; more than one only where a piece brings them. Large pieces run faster with
             more; memory grows with it.
+        use_graphs: Launch each step as one CUDA graph, recorded for each number of frames when it first comes.
 
     Attributes:
         num_frames: Frames encoded since the beginning, `flush` or `reset()`.
@@ -43,24 +86,16 @@ class StreamingEncoder:
     """
 
     def __init__(
-        self, codec: Codec, bottleneck: str | BottleneckSpec = "2x5^6", *, num_streams: int = 1, max_frames: int = 8
+        self,
+        codec: Codec,
+        bottleneck: str | BottleneckSpec = "2x5^6",
+        *,
+        num_streams: int = 1,
+        max_frames: int = 8,
+        use_graphs: bool = False,
     ) -> None:
-        self._codec = _streamable(codec)
-        self.bottleneck = bottleneck
-        self._half = CausalHalf(codec.model.encoder, codec.config, num_streams, max_frames)
+        super().__init__(codec, codec.model.encoder, bottleneck, num_streams, max_frames, use_graphs)
         self._pending = torch.zeros(num_streams, 1, 0)
-
-    @property
-    def bottleneck(self) -> BottleneckSpec:
-        return self._spec
-
-    @bottleneck.setter
-    def bottleneck(self, value: str | BottleneckSpec) -> None:
-        self._spec = _token_spec(self._codec, value)
-
-    @property
-    def num_frames(self) -> int:
-        return self._half.num_frames
 
     @property
     def state_bytes(self) -> int:
@@ -107,7 +142,7 @@ class StreamingEncoder:
             self._pending[stream] = 0
 
 
-class StreamingDecoder:
+class StreamingDecoder(_Stream):
     """Tokens, any number of frames at a time, to audio; `hop_samples` for each frame at once.
 
     A frame that did not arrive is concealed: the decoder gets the codes of the last one that did, drawn towards 0
@@ -117,27 +152,19 @@ class StreamingDecoder:
     """
 
     def __init__(
-        self, codec: Codec, bottleneck: str | BottleneckSpec = "2x5^6", *, num_streams: int = 1, max_frames: int = 8
+        self,
+        codec: Codec,
+        bottleneck: str | BottleneckSpec = "2x5^6",
+        *,
+        num_streams: int = 1,
+        max_frames: int = 8,
+        use_graphs: bool = False,
     ) -> None:
-        self._codec = _streamable(codec)
-        self.bottleneck = bottleneck
-        self._half = CausalHalf(codec.model.decoder, codec.config, num_streams, max_frames)
+        super().__init__(codec, codec.model.decoder, bottleneck, num_streams, max_frames, use_graphs)
         self._held = torch.zeros(num_streams, codec.config.latent_dim)
         self._has_held = torch.zeros(num_streams, dtype=torch.bool)
         self._lost_in_a_row = torch.zeros(num_streams, dtype=torch.int64)
         self._gain = torch.ones(num_streams)
-
-    @property
-    def bottleneck(self) -> BottleneckSpec:
-        return self._spec
-
-    @bottleneck.setter
-    def bottleneck(self, value: str | BottleneckSpec) -> None:
-        self._spec = _token_spec(self._codec, value)
-
-    @property
-    def num_frames(self) -> int:
-        return self._half.num_frames
 
     @property
     def state_bytes(self) -> int:
@@ -206,21 +233,3 @@ class StreamingDecoder:
         passed = torch.arange(1, hop + 1) / hop
         passed = torch.where((after > before)[..., None], (8 * passed).clamp(max=1.0), passed)
         return before[..., None] + (after - before)[..., None] * passed
-
-
-def _streamable(codec: Codec) -> Codec:
-    if not codec.config.is_causal:
-        raise ValueError(
-            f"{codec.name} cannot stream: it is not causal and hears {codec.config.receptive_frames[1]} frames ahead; "
-            "choose a causal model such as 'mini-causal', or give whole recordings to Codec.encode"
-        )
-    return codec
-
-
-def _token_spec(codec: Codec, bottleneck: str | BottleneckSpec) -> BottleneckSpec:
-    spec = BottleneckSpec.parse(bottleneck)
-    if spec.is_continuous:
-        raise ValueError("a continuous bottleneck has no tokens to stream; choose one such as '2x5^6'")
-    if spec.dim != codec.config.latent_dim:
-        raise ValueError(f"bottleneck {spec} has {spec.dim} dimensions, {codec.name} has {codec.config.latent_dim}")
-    return spec

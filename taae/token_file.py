@@ -6,6 +6,7 @@
     sample_rate_hz  int64          of the recording, not of the model
     num_samples     int64          of the recording, at that rate
     gain_db         float64        gain that brought the recording to -20 LUFS before encoding
+    encoder_dtype   str            "float32", or what else the encoder ran in; where it is absent, float32
 
 `numpy.load(path)["tokens"]` is all that a language model needs; the others let `taae decode` give back the recording.
 """
@@ -36,6 +37,7 @@ def dump_tokens(header: Header, tokens: np.ndarray) -> bytes:
         sample_rate_hz=np.array(header.sample_rate_hz, dtype=np.int64),
         num_samples=np.array(header.num_samples, dtype=np.int64),
         gain_db=np.array(header.gain_db, dtype=np.float64),
+        encoder_dtype=np.array(header.encoder_dtype),
     )
     return file.getvalue()
 
@@ -52,6 +54,7 @@ def parse_tokens(data: bytes) -> tuple[Header, np.ndarray]:
             if missing:
                 raise ValueError(f"it has no array {', '.join(missing)}")
             tokens, bottleneck, model_id, sample_rate_hz, num_samples, gain_db = (file[name] for name in _NAMES)
+            encoder_dtype = str(file["encoder_dtype"]) if "encoder_dtype" in file else "float32"
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise ValueError(f"tokens must be integers (s, k), got {tokens.dtype} {tokens.shape}")
         header = Header(
@@ -61,6 +64,7 @@ def parse_tokens(data: bytes) -> tuple[Header, np.ndarray]:
             num_frames=len(tokens),
             bottleneck=BottleneckSpec.parse(str(bottleneck)),
             gain_db=float(gain_db),
+            encoder_dtype=encoder_dtype,
         )
     except Exception as error:  # damage makes numpy and zipfile raise a dozen kinds
         raise ValueError(f"not a token file, or a damaged one: {error}") from None

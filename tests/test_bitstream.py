@@ -289,13 +289,30 @@ def test_any_bytes_after_a_right_beginning_are_read_or_refused(tail):
                 pass
 
 
+@pytest.mark.parametrize(("encoder_dtype", "bits"), [("float32", 0), ("bfloat16", 2), ("float16", 4), ("int8", 6)])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_what_the_encoder_ran_in_is_in_the_flags_and_float32_changes_no_byte(encoder_dtype, bits, entropy):
+    header, tokens = header_of("2x5^6", 40), np.full((40, 2), 7812)
+    plain = pack(header, tokens, entropy=entropy)
+    data = pack(replace(header, encoder_dtype=encoder_dtype), tokens, entropy=entropy)
+    assert data[5] == plain[5] | bits and plain[5] == int(entropy)
+    assert (data[:5], data[6:35], data[39:]) == (plain[:5], plain[6:35], plain[39:])  # the checksum covers the flags
+    found, back = unpack(data)
+    assert found.encoder_dtype == encoder_dtype and found.is_entropy_coded == entropy
+    np.testing.assert_array_equal(back, tokens)
+    with pytest.raises(ValueError, match="encoder_dtype must be one of float32, bfloat16, float16, int8, got 'int4'"):
+        replace(header, encoder_dtype="int4")
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         (lambda data: b"", "empty"),
         (lambda data: b"RIFF" + data[4:], r"starts with b'RIFF', expected b'TAAE'"),
         (lambda data: data[:4] + b"\2" + data[5:], "version 2, expected 1"),
-        (lambda data: data[:5] + b"\x82" + data[6:], "flags 130, expected 0 or 1"),
+        (lambda data: data[:5] + b"\x82" + data[6:], r"flags 130, expected 0 \.\.\. 7; use a newer program"),
+        (lambda data: data[:5] + b"\x08" + data[6:], r"flags 8, expected 0 \.\.\. 7"),
+        (lambda data: data[:5] + b"\x06" + data[6:], "checksum"),
         (lambda data: data[:20], "truncated: 20 bytes, expected 39"),
         (lambda data: data[:-1], "truncated: 56 bytes, expected 57"),
         (lambda data: data + b"\0", "too long: 58 bytes, expected 57"),

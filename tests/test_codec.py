@@ -432,7 +432,7 @@ def test_load_takes_a_folder_and_its_files_decode_after_reloading(tmp_path, spee
     assert not any(parameter.requires_grad for parameter in codec.model.parameters())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
 def test_half_precision_decodes_near_float32(tmp_path, speech, dtype):
     save_model(random_model(TINY)[0], tmp_path)
     full, half = taae.load(tmp_path), taae.load(tmp_path, dtype=dtype)
@@ -446,7 +446,9 @@ def test_half_precision_decodes_near_float32(tmp_path, speech, dtype):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"dtype": "int8"}, "dtype must be float32, bfloat16 or float16, got 'int8'"),
+        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, int8, got 'int4'"),
+        ({"dtype": "int8", "kernels": "plain"}, "int8 needs fast kernels on a cpu, got plain ones on cpu"),
+        ({"dtype": "float16", "kernels": "fast"}, "fast kernels take float32, bfloat16 or int8"),
         ({"device": "toaster"}, "device must be one that torch knows"),
         pytest.param(
             {"device": "cuda"},
@@ -469,6 +471,21 @@ def test_the_gpu_gives_the_files_of_the_cpu(speech):
     assert (tokens[0] != tokens[1]).mean() < 0.01  # float32 sums in another order
     data = cpu.compress(wav)
     torch.testing.assert_close(gpu.decompress(data), cpu.decompress(data), rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("backend", ["auto", "blocked", "flex"])
+def test_half_precision_on_a_gpu_decodes_items_of_any_length_near_the_cpu(dtype, backend):
+    cpu = Codec(*random_model(TINY))
+    gpu = Codec(*random_model(TINY), device="cuda", dtype=dtype)
+    gpu.model.backend = backend
+    generator = torch.Generator().manual_seed(0)
+    tokens = cpu.encode_batch([0.3 * torch.randn(1, n, generator=generator) for n in (900, 33, 8000, 900)])
+    for ours, expected in zip(gpu.decode_batch(tokens), cpu.decode_batch(tokens), strict=True):
+        assert ours.shape == expected.shape
+        assert ratio_db(expected.numpy(), ours.numpy()) > (25 if dtype == "bfloat16" else 35)  # 8 and 11 bits
 
 
 @pytest.mark.slow

@@ -103,6 +103,8 @@ def test_names_rates_and_identity_are_in_the_file(tmp_path):
         export_onnx(codec, tmp_path)
     with pytest.raises(ValueError, match="only float32 on a CPU is exported, got torch.bfloat16"):
         export_onnx(Codec(random_model(TINY)[0], b"tinytiny", dtype="bfloat16"), tmp_path, force=True)
+    with pytest.raises(ValueError, match="packed layers cannot be exported"):
+        export_onnx(Codec(random_model(TINY)[0], b"tinytiny", kernels="fast"), tmp_path, force=True)
 
 
 def test_the_command_writes_both_files(tmp_path):

@@ -1,5 +1,6 @@
 """Streaming: equal to the offline causal forward, 40 ms late, of constant size, and it outlives lost frames."""
 
+import copy
 import dataclasses
 import functools
 import os
@@ -137,6 +138,22 @@ def test_speech_through_trained_weights_gives_no_other_tokens(speech):
     assert len(tokens[0].unique()) > 100  # of 150: a model that hears nothing would pass too
     heard = pushed(StreamingDecoder(codec, "1x17^6", max_frames=1), offline.split(1, dim=1))
     torch.testing.assert_close(heard, codec.decode(offline, "1x17^6"), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_packed_layers_stream_what_they_give_offline(dtype):
+    plain = Codec(tiny(), b"tinytiny")
+    fast = Codec(copy.deepcopy(tiny()), b"tinytiny", dtype=dtype, kernels="fast")
+    wav = noise(1, 1, 41 * fast.hop_samples)
+    tokens = plain.encode(wav)
+    heard = pushed(StreamingDecoder(fast, max_frames=3), tokens.split(5, dim=1))
+    offline = fast.decode(tokens)
+    # bfloat16 has 8 bits of mantissa, and sums of other shapes round in another order, layer after layer.
+    error = (heard - offline).square().mean().sqrt() / offline.square().mean().sqrt()
+    assert error < (1e-5 if fast.dtype == torch.float32 else 0.02)
+    streamed = pushed(StreamingEncoder(fast, max_frames=3), wav.split(100, dim=-1))
+    assert (streamed == fast.encode(wav)).float().mean() > (0.99 if dtype == "float32" else 0.8)
+    assert heard.abs().max() > 0.01
 
 
 # Latency

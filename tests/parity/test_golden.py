@@ -117,7 +117,7 @@ def test_every_operation_gives_the_published_activation(golden):
         keep("encoder.layers.0", encoder.conv_in, True),
         keep("enc0.pre_norm", layer.attention_norm),
         keep("enc0.to_qkv", layer.attention.to_qkv),
-        keep("enc0.self_attn", layer.attention),
+        keep("enc0.self_attn", layer.attention.to_out),
         keep("enc0.ff", layer.mlp),
         keep("enc0.out", layer),
         keep("encoder.layers.1", encoder.blocks[0], True),
