@@ -39,8 +39,8 @@ def evaluate(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that score clips.")] = 1,
     crop: Annotated[
-        bool, typer.Option("--crop", help="Compare the common beginning of recordings that differ in length.")
-    ] = False,
+        bool, typer.Option(help="Compare the common beginning of recordings that differ in length by over 0.1 s.")
+    ] = True,
     model: Model = "mini",
     official_config: OfficialConfig = None,
     device: Device = "cpu",
@@ -50,7 +50,8 @@ def evaluate(
     """Score a model on clips, or recordings against others.
 
     With --manifest every clip goes through every bottleneck; prints means with 95 % intervals. With --reference and
-    --degraded it compares two files, or two folders file by file; rates and lengths must agree. Scores: SI-SDR, STFT
+    --degraded it compares two files, or two folders file by file, in mono at 16 kHz; what differs in length or lacks a
+    counterpart is reported. Scores: SI-SDR, STFT
     and mel distance, PESQ (raw, narrow and wide band), STOI, ESTOI, and MOSNet where TAAE_MOSNET names its weights.
     """
     if (manifest is None) == (reference is None and degraded is None) or (reference is None) != (degraded is None):
@@ -92,12 +93,12 @@ def _score_pair(reference: str, degraded: str, metrics: Sequence[str] | None, cr
     from taae.pairs import score_files
 
     row = score_files(reference, degraded, metrics or None, crop=crop)
-    return {
-        "reference": reference,
-        "degraded": degraded,
-        "scores": {name: row[name] for name in check_metrics(metrics or None)},
-        "reasons": row.get("reasons", {}),
-        "cropped_samples": row.get("cropped_samples", 0),
+    if "warning" in row:
+        complain(row["warning"])
+    names = check_metrics(metrics or None)
+    scores = {name: row.pop(name) for name in names}
+    return {"reference": reference, "degraded": degraded, "scores": scores, "reasons": {}, "cropped_samples": 0} | {
+        key: value for key, value in row.items() if key not in ("bytes", "bits_per_second")
     }
 
 
@@ -105,12 +106,25 @@ def _score_folders(
     reference: str, degraded: str, metrics: Sequence[str] | None, results: Path | None, workers: int, crop: bool
 ) -> dict[str, Any]:
     from taae.evaluate import summarise
-    from taae.pairs import evaluate_folders
+    from taae.pairs import MAX_CROP_S, evaluate_folders, match_folders
 
+    pairs, alone = match_folders(reference, degraded)
     rows = evaluate_folders(
         reference, degraded, metrics=metrics or None, results_path=results, crop=crop, num_workers=workers
     )
-    return {"reference": reference, "degraded": degraded, "summary": summarise(rows), "rows": rows}
+    if alone:
+        names = f"{', '.join(map(str, alone[:3]))}{' ...' if len(alone) > 3 else ''}"
+        complain(f"scored {len(pairs)} pairs; left out for want of a counterpart ({len(alone)}): {names}")
+    if cropped := [row for row in rows if "warning" in row]:
+        complain(
+            f"{len(cropped)} of {len(rows)} pairs differ in length by more than {MAX_CROP_S} s; their common beginning "
+            f"was compared, first {cropped[0]['id']}"
+        )
+    unmatched = [str(path) for path in alone]
+    return {
+        **{"reference": reference, "degraded": degraded, "summary": summarise(rows)},
+        **{"unmatched": unmatched, "rows": rows},
+    }
 
 
 def _score_manifest(

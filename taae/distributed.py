@@ -106,7 +106,8 @@ def distribute(
     if world.size == 1:
         return module
     if strategy == "ddp":
-        # Buffers are constants here. Without device_ids the module stays on the device it is on.
+        # Buffers are constants here, or (of an RVQ) updated alike in every process. Without device_ids the module stays
+        # on the device it is on.
         return nn.parallel.DistributedDataParallel(
             module, broadcast_buffers=False, find_unused_parameters=has_idle_parameters
         )

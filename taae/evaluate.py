@@ -26,7 +26,8 @@ ExtraMetrics = Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]]
 
 # What a row holds beside its scores.
 _NO_SCORES = {
-    *("codec", "id", "bottleneck", "seconds", "bytes", "bits_per_second", "cropped_samples", "reasons", "error"),
+    *("codec", "id", "bottleneck", "seconds", "bytes", "bits_per_second"),
+    *("cropped_samples", "rates_hz", "reasons", "warning", "error"),
 }
 
 

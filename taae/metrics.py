@@ -49,6 +49,9 @@ def stft_distance(reference: Any, degraded: Any, sample_rate_hz: int = RATE_HZ) 
     """Spectral convergence plus L1 of natural-log magnitudes (2048-point Hann window, hop 512), lower is better.
 
     Matches `auraloss.freq.STFTLoss(2048, 512, 2048)`.
+
+    Raises:
+        MetricError: If the reference is silent.
     """
     return _spectral_distance(*_pair(reference, degraded, sample_rate_hz), hop_samples=512)
 
@@ -57,6 +60,9 @@ def mel_distance(reference: Any, degraded: Any, sample_rate_hz: int = RATE_HZ) -
     """As `stft_distance`, on 128 mel bands with hop 256, lower is better.
 
     Matches `auraloss.freq.MelSTFTLoss(16000, 2048, 256, 2048, n_mels=128)`.
+
+    Raises:
+        MetricError: If the reference is silent.
     """
     filters = mel_filters(RATE_HZ, 2048, 128)
     return _spectral_distance(*_pair(reference, degraded, sample_rate_hz), hop_samples=256, filters=filters)
@@ -250,6 +256,8 @@ def _magnitudes(wav: np.ndarray, num_fft: int, hop_samples: int, first: int, num
 def _spectral_distance(
     target: np.ndarray, estimate: np.ndarray, hop_samples: int, filters: np.ndarray | None = None
 ) -> float:
+    if not np.any(target):  # its clamped bins would weigh a thousand times as much as any speech
+        raise MetricError("the reference is silent")
     num_fft = 2048
     num_frames = 1 + target.size // hop_samples
     target, estimate = (np.pad(wav, num_fft // 2, mode="reflect") for wav in (target, estimate))

@@ -28,6 +28,8 @@ from taae.losses import ReconstructionLoss, stft_l1_loss, wav_l1_loss
 from taae.model import TAAE
 from taae.perceptual import CTCHead, WavLM, perceptual_loss
 from taae.recipe import TrainConfig
+from taae.recogniser import load_recogniser
+from taae.rvq import ResidualVQ
 from taae.utterances import Spoken
 
 
@@ -39,31 +41,36 @@ class Losses(NamedTuple):
 
 
 class Reconstructed(NamedTuple):
-    """Decoded speech in float32, as long as the target; latents before tanh; the loss of the CTC head, or None."""
+    """Decoded speech in float32, as long as the target; latents before tanh; losses of CTC head and RVQ, or None."""
 
     decoded: Float[Tensor, "b 1 n"]
     latents: Float[Tensor, "b s d"]
     ctc_loss: Tensor | None
+    rvq_loss: Tensor | None
 
 
 class Reconstruct(nn.Module):
     """The autoencoder in one pass, as DDP and FSDP2 want it: encode, quantise (as in training or for good), decode."""
 
-    def __init__(self, model: TAAE, dtype: torch.dtype, ctc: CTCHead | None = None) -> None:
+    def __init__(
+        self, model: TAAE, dtype: torch.dtype, ctc: CTCHead | None = None, rvq: ResidualVQ | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.dtype, self.ctc = model, dtype, ctc
+        self.model, self.dtype, self.ctc, self.rvq = model, dtype, ctc, rvq
 
     def forward(
         self, wav: Float[Tensor, "b 1 n"], levels: int, generator: torch.Generator, spoken: Spoken | None = None
     ) -> Reconstructed:
         """Encode and decode `wav`; the CTC head reads the latents of `spoken`, which only the encoder hears."""
-        fsq, ctc_loss = self.model.config.fsq, None
+        fsq, ctc_loss, rvq_loss = self.model.config.fsq, None, None
         with torch.autocast(wav.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if self.ctc is not None and spoken is not None:
                 said = self.model.encode_latents(spoken.wav)
                 ctc_loss = self.ctc.loss(said, spoken.transcripts, spoken.num_frames)
             latents = self.model.encode_latents(wav)
-            if self.training:
+            if self.rvq is not None:
+                codes, _, rvq_loss = self.rvq(latents)
+            elif self.training:
                 codes = quantize_hybrid(
                     latents,
                     levels,
@@ -74,7 +81,7 @@ class Reconstruct(nn.Module):
             else:
                 codes = quantize(latents, levels)
             decoded = self.model.decode_latents(codes)
-        return Reconstructed(decoded[..., : wav.shape[-1]].float(), latents.float(), ctc_loss)
+        return Reconstructed(decoded[..., : wav.shape[-1]].float(), latents.float(), ctc_loss, rvq_loss)
 
 
 class GeneratorLosses(nn.Module):
@@ -86,6 +93,8 @@ class GeneratorLosses(nn.Module):
         self.reconstruction = ReconstructionLoss(config.loss, sample_rate_hz)
         needs_wavlm = config.adversarial is not None and config.adversarial.perceptual_weight > 0
         self.wavlm = WavLM(Path(config.wavlm)) if needs_wavlm else None
+        self.recogniser = load_recogniser(Path(config.recogniser)) if config.recogniser else None
+        self.recogniser_weight = config.recogniser_weight
 
     def forward(
         self,
@@ -108,6 +117,10 @@ class GeneratorLosses(nn.Module):
         """
         if self.adversarial is None:
             numbers = self.reconstruction(wav, decoded, generator)
+            if self.recogniser is not None:
+                with torch.no_grad():
+                    target = self.recogniser(wav)
+                numbers["perceptual"] = self.recogniser_weight * perceptual_loss(target, self.recogniser(decoded))
             return Losses(torch.stack(list(numbers.values())).sum(), numbers)
         weights = generator_weights(self.adversarial, step)
         losses, numbers = {}, {}

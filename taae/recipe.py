@@ -11,6 +11,7 @@ from taae.config import ModelConfig, build, from_dict, load_preset
 from taae.data import DataConfig
 from taae.distributed import STRATEGIES
 from taae.losses import ReconstructionLossConfig
+from taae.rvq import RVQConfig
 from taae.utterances import CTCTrainingConfig
 
 OPTIMIZERS = ("muon", "adamw", "sgd")
@@ -46,10 +47,14 @@ class TrainConfig:
         steps_per_log: Steps that a row of log.jsonl is the mean of.
         steps_per_sample: Steps between decoded examples, spectrograms and sensitivity maps.
         wavlm: Folder of a WavLM model for the perceptual loss (Eq. 9).
+        recogniser: Folder of a `taae.recogniser` whose features make a perceptual term beside the reconstruction
+            losses, where there is no [adversarial].
+        recogniser_weight: Of that term.
         model: Changes to the preset.
         data: What the model hears.
         loss: Reconstruction losses.
         adversarial: The discriminator and the weights of Eq. 8 or 10; without it, reconstruction losses alone.
+        rvq: A residual vector quantiser in place of FSQ; its codebooks lie beside the saved model, in rvq.safetensors.
         ctc: A head that reads the latents of whole utterances, whose transcripts stand in the manifest; its weights
             are trained and checkpointed with the autoencoder, and are not part of the saved model.
     """
@@ -79,9 +84,12 @@ class TrainConfig:
     steps_per_log: int = 50
     steps_per_sample: int = 1000
     wavlm: str = ""
+    recogniser: str = ""
+    recogniser_weight: float = 0.0
     data: DataConfig = field(default_factory=DataConfig)
     loss: ReconstructionLossConfig = field(default_factory=ReconstructionLossConfig)
     adversarial: AdversarialConfig | None = None
+    rvq: RVQConfig | None = None
     ctc: CTCTrainingConfig | None = None
     model: dict[str, Any] = field(default_factory=dict)
 
@@ -101,6 +109,12 @@ class TrainConfig:
         for key, choices in (("optimizer", OPTIMIZERS), ("strategy", STRATEGIES)):
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key} must be one of {', '.join(choices)}, got {getattr(self, key)!r}")
+        if self.recogniser_weight < 0 or (self.recogniser_weight > 0) != bool(self.recogniser):
+            raise ValueError(
+                f"recogniser and recogniser_weight go together, got {self.recogniser!r} and {self.recogniser_weight}"
+            )
+        if self.recogniser and self.adversarial:
+            raise ValueError("recogniser is for runs without [adversarial], which has perceptual_weight and wavlm")
         if self.is_bf16 and self.is_fp16:
             raise ValueError("is_bf16 and is_fp16 are both true; set one of them to false")
         if self.adversarial and self.adversarial.perceptual_weight and not self.wavlm:
@@ -114,7 +128,7 @@ _PERIODS = ("steps_per_checkpoint", "steps_per_log", "steps_per_sample")
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read a recipe in TOML; [data], [loss], [adversarial] and [ctc] are sections, [model] overrides the preset.
+    """Read a recipe in TOML; [data], [loss], [adversarial], [rvq] and [ctc] are sections, [model] overrides the preset.
 
     Raises:
         ValueError: If the file is not TOML, or a key is unknown or a value impossible.
@@ -125,7 +139,7 @@ def load_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
     except FileNotFoundError:
         raise ValueError(f"no recipe at {path}; those of the package are {', '.join(recipe_names())}") from None
-    optional = {"adversarial": AdversarialConfig, "ctc": CTCTrainingConfig}
+    optional = {"adversarial": AdversarialConfig, "rvq": RVQConfig, "ctc": CTCTrainingConfig}
     sections = {key: build(kind, values.pop(key), f"{path}: {key}") for key, kind in optional.items() if key in values}
     config = dataclasses.replace(build(TrainConfig, values, str(path)), **sections)
     model_config(config)  # so that a wrong [model] is found here and not when training starts

@@ -10,6 +10,7 @@ Two ways of learning the codebooks:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -17,6 +18,44 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RVQConfig:
+    """A residual vector quantiser (`"ema"`) in place of FSQ in training, for the ablation.
+
+    Attributes:
+        num_stages: Tokens per frame.
+        codebook_size: Entries in each stage.
+        commitment_weight: Weight of the commitment loss (van den Oord et al. 2017).
+        decay: Of the moving averages, per micro-batch.
+        revive_below: As in `ResidualVQ`.
+    """
+
+    num_stages: int = 4
+    codebook_size: int = 128
+    commitment_weight: float = 0.25
+    decay: float = 0.99
+    revive_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.num_stages, self.codebook_size) < 1 or self.commitment_weight < 0:
+            raise ValueError(
+                f"num_stages and codebook_size must be at least 1 and commitment_weight not negative, got "
+                f"{self.num_stages}, {self.codebook_size} and {self.commitment_weight}"
+            )
+
+    def build(self, dim: int, seed: int = 0) -> "ResidualVQ":
+        """The fresh quantiser of latents of `dim` values."""
+        return ResidualVQ(
+            dim,
+            self.codebook_size,
+            self.num_stages,
+            commitment_weight=self.commitment_weight,
+            decay=self.decay,
+            revive_below=self.revive_below,
+            seed=seed,
+        )
 
 
 def _item_mse(first: Tensor, second: Tensor) -> Tensor:

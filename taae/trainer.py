@@ -40,7 +40,7 @@ from taae.sensitivity import Analysis, sensitivity
 from taae.training_state import checkpoint_sizes, checkpoints, load_checkpoint, save_checkpoint
 from taae.utterances import Spoken, Utterances
 
-DISCRIMINATOR = "discriminator.safetensors"
+DISCRIMINATOR, RVQ = "discriminator.safetensors", "rvq.safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Trainer:
         if config.init:
             _initialise(config, self.model, adversary)
         self.sample_rate_hz = self.model.config.sample_rate_hz
+        self.rvq = config.rvq.build(self.model.config.latent_dim, config.seed) if config.rvq else None
         self.codec = self._codec_learner()
         self.adversary, self.discriminator = adversary, self._discriminator_learner(adversary)
         self.losses = GeneratorLosses(config, self.sample_rate_hz).to(world.device)
@@ -105,7 +106,7 @@ class Trainer:
         config, model = self.config, self.model
         dtype = torch.bfloat16 if config.is_bf16 else torch.float16 if config.is_fp16 else torch.float32
         ctc = CTCHead(config.ctc.head, model.config.latent_dim) if config.ctc else None
-        module = Reconstruct(model, dtype, ctc).to(self.world.device)
+        module = Reconstruct(model, dtype, ctc, self.rvq).to(self.world.device)
         layers = [layer for block in (*model.encoder.blocks, *model.decoder.blocks) for layer in block.children()]
         wrapped = distribute(module, self.world, config.strategy, layers, has_idle_parameters=False)
         parts = {"encoder": model.encoder, "decoder": model.decoder} | ({"ctc": ctc} if ctc else {})
@@ -153,8 +154,11 @@ class Trainer:
         levels = draw_levels(fsq, draws)
         with gradient_sync(self.codec.wrapped, is_last):
             spoken = self._spoken(stream)
-            decoded, latents, ctc = self.codec.wrapped(wav, levels, _on_device(draws, self.world.device), spoken)
-            numbers, outputs, names = codebook_use(latents.detach(), max(fsq.train_levels)), None, []
+            decoded, latents, ctc, rvq = self.codec.wrapped(wav, levels, _on_device(draws, self.world.device), spoken)
+            numbers: dict[str, Tensor] = {}
+            if self.rvq is None:
+                numbers = codebook_use(latents.detach(), max(fsq.train_levels))
+            outputs, names = None, []
             if adversarial and self.discriminator and self.adversary and view:
                 names = [self.adversary.scale_names[scale] for scale in view.scales]
                 with gradient_sync(self.discriminator.wrapped, is_last):
@@ -170,6 +174,8 @@ class Trainer:
             losses = self.losses(wav, decoded, draws, self.step, outputs, names)
             if ctc is not None and self.config.ctc:
                 losses = Losses(losses.total + self.config.ctc.weight * ctc, losses.numbers | {"ctc": ctc})
+            if rvq is not None:  # weighted already
+                losses = Losses(losses.total + rvq, losses.numbers | {"commitment": rvq})
             self._check(losses, wav)
             self.codec.backward(losses.total * share)
         return losses.numbers | numbers
@@ -210,7 +216,7 @@ class Trainer:
         wav = torch.from_numpy(self.other_crops.batch(_EXAMPLE_STEP)[:1]).to(self.world.device)
         self.codec.wrapped.eval()
         with torch.no_grad():
-            decoded, _, _ = self.codec.wrapped(wav, max(self.model.config.fsq.train_levels), torch.Generator())
+            decoded, *_ = self.codec.wrapped(wav, max(self.model.config.fsq.train_levels), torch.Generator())
         self.codec.wrapped.train()
         return wav, decoded
 
@@ -238,7 +244,7 @@ class Trainer:
         return maps, np.fft.rfftfreq(_ANALYSIS.fft_size, 1 / self.sample_rate_hz)
 
     def save(self) -> None:
-        """Write a checkpoint, then the averaged model as a folder and the discriminator's weights.
+        """Write a checkpoint, then the averaged model as a folder and the weights of discriminator and RVQ.
 
         Raises:
             OSError: If there is no room; the last checkpoint stays.
@@ -249,6 +255,8 @@ class Trainer:
         adversary = self.discriminator.weights() if self.discriminator else {}
         if self.world.is_main:
             save_model(model, self.run / "model")
+            if self.rvq is not None:
+                write_atomic(self.run / RVQ, to_safetensors(self.rvq.state_dict()), force=True)
             if adversary:
                 write_atomic(self.run / DISCRIMINATOR, to_safetensors(adversary), force=True)
         self.world.wait()
@@ -268,13 +276,19 @@ class Trainer:
         target_energy = decoded_energy = 0.0
         for index in range(4):
             wav = torch.from_numpy(self.other_crops.batch(_LEVEL_STEP + index)).to(self.world.device)
-            codes = quantize(model.encode_latents(wav), max(model.config.fsq.train_levels))
+            codes = self._codes(model.encode_latents(wav))
             target_energy += float(wav.square().sum())
             decoded_energy += float(model.decode_latents(codes).square().sum())
         gain = math.sqrt(target_energy / max(decoded_energy, 1e-9))
         last: Any = model.decoder.conv_out.conv
         last.weight = last.weight * min(max(gain, 0.5), 4.0)  # a model at its beginning may decode next to nothing
         return model
+
+    def _codes(self, latents: Tensor) -> Tensor:
+        """Quantised for good."""
+        if self.rvq is not None:
+            return self.rvq.detokenize(self.rvq.tokenize(latents))
+        return quantize(latents, max(self.model.config.fsq.train_levels))
 
     def restore(self) -> bool:
         """Continue from the last checkpoint of this run, if there is one.

@@ -1,5 +1,6 @@
 """The `taae` command as users run it: a process, real files, exit codes."""
 
+import dataclasses
 import io
 import json
 import os
@@ -474,6 +475,7 @@ def test_info_of_a_taae_file_is_the_truth(taae_file):
         "kind": "taae",
         "bytes": 39 + 91,
         "model_id": header.model_id.hex(),
+        "encoder_dtype": "float32",
         "bottleneck": "2x5^6",
         "tokens_shape": list(tokens.shape),
         "codebook_size": 5**6,
@@ -490,6 +492,19 @@ def test_info_of_a_taae_file_is_the_truth(taae_file):
     }
     assert b"2x5^6" in succeed("info", taae_file)
     assert json.loads(succeed("info", "-", "--json", stdin=taae_file.read_bytes())) == record | {"source": "-"}
+
+
+def test_info_names_what_else_than_float32_encoded_a_file(taae_file, tmp_path):
+    header, tokens = unpack(taae_file.read_bytes())
+    header = dataclasses.replace(header, encoder_dtype="int8")
+    (tmp_path / "int8.taae").write_bytes(pack(header, tokens))
+    (tmp_path / "int8.npz").write_bytes(dump_tokens(header, tokens))
+    for name in ("int8.taae", "int8.npz"):
+        assert json.loads(succeed("info", tmp_path / name, "--json"))["encoder_dtype"] == "int8"
+    old = dict(np.load(tmp_path / "int8.npz"))
+    del old["encoder_dtype"]  # as files were before
+    np.savez(tmp_path / "old.npz", **old)
+    assert parse_tokens((tmp_path / "old.npz").read_bytes())[0].encoder_dtype == "float32"
 
 
 def test_info_reads_a_token_file_and_refuses_a_damaged_one(taae_file, tmp_path):
@@ -655,8 +670,10 @@ def test_eval_compares_two_recordings(tmp_path, speech):
     arguments = ["eval", "--reference", "a.wav", "--metric", "si_sdr", "--json", "-", "--degraded"]
     assert json.loads(succeed(*arguments, "b.wav", cwd=tmp_path))["scores"]["si_sdr"] == pytest.approx(20, abs=0.1)
     done = taae(*arguments, "c.wav", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "a.wav has 16000 Hz, c.wav has 8000" in complaint(done)
+    report = json.loads(done.stdout)
+    assert report["rates_hz"] == [16_000, 8_000] and report["cropped_samples"] == 16_000
+    assert "a.wav lasts 1.000 s, c.wav 2.000 s; their common beginning was compared" in done.stderr.decode()
+    assert "they must start and end together" in complaint(taae(*arguments, "c.wav", "--no-crop", cwd=tmp_path))
 
 
 def test_train_writes_a_model_folder_and_refuses_a_used_one(tmp_path, speech):

@@ -110,8 +110,12 @@ def test_figures_show_the_functions():
     latents = torch.randn(50, 6, generator=torch.Generator().manual_seed(2))
     assert figures_explore.code_use(latents, "1x3^6").data[0].y[0] >= 1
     assert figures_explore.level_use(latents, 5).data[0].z.shape == (6, 5)
-    assert figures_explore.decomposition("4x3^6", 0.3).data[0].y[-1] == pytest.approx(0.25)
-    assert len(figures_explore.lattices(9).data) == 8
+    steps = figures_explore.decomposition("4x3^6", 0.3)
+    assert (
+        list(steps.data[0].y) == pytest.approx([0, 0, 0.5, 0.25, 0.25]) and "off by +0.0500" in steps.layout.title.text
+    )
+    nested, others = figures_explore.lattices(9).data
+    assert sorted(set(nested.y)) == [3, 5, 9] and sorted(set(others.y)) == [2, 4, 6, 7, 8]
     rows = [
         {"bits_per_second": 350.0, "trained": "yes", "stoi": 0.8},
         {"bits_per_second": math.inf, "trained": "no", "stoi": 0.9},
@@ -123,6 +127,33 @@ def test_figures_show_the_functions():
     assert abs(spectrum.x[int(np.argmax(spectrum.y))] - 1000) < 130
 
 
-def test_controls_offer_every_choice():
-    widget = figures_explore.controls(lambda levels: figures_explore.lattices(levels), levels=[3, 5])
-    assert widget.children[0].options == (3, 5)
+def test_staircases_show_the_quantisers_that_are_compared():
+    curves = explore.staircases(6)
+    assert curves["Eq. 1"][1] == pytest.approx(curves["published code"][1])
+    assert curves["Eq. 1"][1][0] == -1 and curves["Eq. 1"][1][-1] == 1
+    assert max(curves["vector-quantize-pytorch"][1]) == pytest.approx(2 / 3)  # its even levels are not symmetric
+    assert len(figures_explore.quantisers(6).data) == 4
+
+
+def test_moving_a_control_draws_anew():
+    drawn = []
+    widget = figures_explore.controls(
+        lambda levels, metric: drawn.append((levels, metric)), levels=[5, 9, 3], metric=["b", "a"]
+    )
+    levels, metric, output = widget.children
+    assert type(levels).__name__ == "SelectionSlider" and levels.options == (3, 5, 9)
+    assert type(metric).__name__ == "Dropdown" and metric.options == ("b", "a")
+    widget.update()
+    assert drawn[-1] == (5, "b")  # the first of each is shown
+    levels.value = 9
+    assert drawn[-1] == (9, "b")
+    metric.value = "a"
+    assert drawn[-1] == (9, "a")
+
+
+def test_a_moved_dimension_is_drawn_and_heard(codec):
+    wav = (0.1 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000)).astype("f4")
+    figure, player = figures_explore.traversal(codec, wav, 2, 0.5)
+    assert [trace.name for trace in figure.data] == ["as it is", "Dimension 2 at 0.5"]
+    assert list(figure.data[0].y) != list(figure.data[1].y) and len(player.data) > 2 * len(wav)
+    assert len(figures_explore.code_sound(codec, 100).data) > 2 * 16000

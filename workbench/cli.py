@@ -144,7 +144,7 @@ def reproduce(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="By default a folder with the date in runs/.")] = None,
     workers: Annotated[int, typer.Option(help="Notebooks at a time.")] = 2,
-    limit_s: Annotated[float | None, typer.Option(help="Seconds for one notebook.")] = None,
+    limit_s: Annotated[float | None, typer.Option(help="Seconds of work for one notebook.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Take nothing from the cache.")] = False,
     show: Annotated[
         bool, typer.Option("--list", help="Print the notebooks and their parameters, and run none.")
@@ -153,20 +153,59 @@ def reproduce(
     """Run the notebooks and write report.html, in which every published number stands beside ours."""
     from typing import get_args
 
+    from workbench import profiles
     from workbench import reproduce as runner
 
-    if profile not in get_args(runner.Profile):
-        raise typer.BadParameter(f"profile must be one of {', '.join(get_args(runner.Profile))}, got {profile}")
+    if profile not in get_args(profiles.Profile):
+        raise typer.BadParameter(f"profile must be one of {', '.join(get_args(profiles.Profile))}, got {profile}")
     if show:
-        for name in runner.choose(names or [], profile) if names else runner.names():  # type: ignore[arg-type]
-            print(f"{name:36}" + ", ".join(f"{key}={value!r}" for key, value in runner.parameters(name).items()))
+        for name in profiles.choose(names or [], profile) if names else profiles.names():  # type: ignore[arg-type]
+            print(f"{name:36}" + ", ".join(f"{key}={value!r}" for key, value in profiles.parameters(name).items()))
         return
-    values = dict(runner.setting(text) for text in given or [])
+    values = dict(profiles.setting(text) for text in given or [])
     kwargs = {"given": values, "out": out, "workers": workers, "limit_s": limit_s, "is_fresh": fresh}
     folder, done = runner.run(names or [], profile, **kwargs)  # type: ignore[arg-type]
     print(folder / "report.html")
     if any(ran.status not in ("ok", "cached") for ran in done):
         raise typer.Exit(1)
+
+
+@app.command()
+def ablate(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Such as window or rvq; all if left out.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the base; by default those of ablations.toml.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Of the runs; by default runs/ablations.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="By default benchmarks/results/ablations.json.")
+    ] = None,
+    limit_minutes: Annotated[float | None, typer.Option(help="Stop then; the same command goes on.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    show: Annotated[bool, typer.Option("--list", help="Print the ablations and their variants, and run none.")] = False,
+) -> None:
+    """Train the small models of the ablations, seed by seed, and measure them; what is finished is not repeated."""
+    from workbench import ablations
+
+    if show:
+        for name, of in ablations.ablations().items():
+            print(f"{name:18}" + ", ".join(f"{key} ({ablations.variants()[key].label})" for key in of))
+        return
+    import torch
+
+    from workbench import ablations_run
+
+    torch.set_num_threads(threads)
+    found = ablations_run.ablate(
+        names or [],
+        seeds=seeds,
+        num_steps=steps,
+        out=out or ablations.RUNS,
+        results=results or ablations.RESULTS,
+        limit_s=60 * limit_minutes if limit_minutes is not None else float("inf"),
+    )
+    print(f"{results or ablations.RESULTS}: {len(found.runs)} runs")
 
 
 def main() -> None:

@@ -203,19 +203,8 @@ def three_fsqs(latents: Tensor, levels: int) -> list[dict[str, Any]]:
     Raises:
         ImportError: If vector-quantize-pytorch is missing.
     """
-    try:
-        from vector_quantize_pytorch import FSQ
-    except ImportError:
-        raise ImportError("comparing needs vector-quantize-pytorch: pip install vector-quantize-pytorch") from None
-    bounded = torch.tanh(latents.double())
-    half = (levels - 1) / 2
-    ours = quantize(latents[None], levels)[0].double()
-    published = torch.round((bounded + 1) * half) / half - 1
-    quantisers = {"Eq. 1": ours, "published code": published}
-    for name, preserves in (("vector-quantize-pytorch", False), ("the same, preserve_symmetry", True)):
-        peer = FSQ([levels] * latents.shape[-1], preserve_symmetry=preserves).eval()
-        with torch.inference_mode():
-            quantisers[name] = peer.quantize(latents[None].float())[0].double()
+    bounded, quantisers = torch.tanh(latents.double()), _four_quantisers(latents, levels)
+    ours = quantisers["Eq. 1"]
     rows = []
     for name, codes in quantisers.items():
         positions = (codes * 1e6).round().unique() / 1e6  # float32 rounding makes no new position
@@ -230,6 +219,34 @@ def three_fsqs(latents: Tensor, levels: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def staircases(levels: int, num_points: int = 801) -> dict[str, tuple[list[float], list[float]]]:
+    """What each quantiser of `three_fsqs` makes of every value: name -> (tanh of the latent, position).
+
+    Raises:
+        ImportError: If vector-quantize-pytorch is missing.
+    """
+    bounded = torch.linspace(-0.999, 0.999, num_points, dtype=torch.float64)
+    found = _four_quantisers(torch.atanh(bounded)[:, None], levels)
+    return {name: (bounded.tolist(), codes[:, 0].tolist()) for name, codes in found.items()}
+
+
+def _four_quantisers(latents: Tensor, levels: int) -> dict[str, Tensor]:
+    try:
+        from vector_quantize_pytorch import FSQ
+    except ImportError:
+        raise ImportError("comparing needs vector-quantize-pytorch: pip install vector-quantize-pytorch") from None
+    bounded = torch.tanh(latents.double())
+    half = (levels - 1) / 2
+    ours = quantize(latents[None], levels)[0].double()
+    published = torch.round((bounded + 1) * half) / half - 1
+    quantisers = {"Eq. 1": ours, "published code": published}
+    for name, preserves in (("vector-quantize-pytorch", False), ("the same, preserve_symmetry", True)):
+        peer = FSQ([levels] * latents.shape[-1], preserve_symmetry=preserves).eval()
+        with torch.inference_mode():
+            quantisers[name] = peer.quantize(latents[None].float())[0].double()
+    return quantisers
 
 
 def _centroid(sound: np.ndarray, codec: Any) -> float:

@@ -11,34 +11,60 @@ from workbench.figures_tables import heat, lines, token_counts
 
 
 def controls(draw: Callable[..., Any], **choices: Sequence[Any]) -> Any:
-    """A drop-down for each argument of `draw`; its figure is drawn anew with every choice."""
+    """A slider for each argument of `draw` that is a number, a menu for one that is a word; the first choice is shown.
+
+    What `draw` gives, a figure, a sound or a list of such, is shown anew with every choice.
+    """
     try:
         import ipywidgets
         from IPython.display import display
     except ImportError:
         raise ImportError("controls need ipywidgets: pip install 'taae-workbench[notebooks]'") from None
-    menus = {
-        name: ipywidgets.Dropdown(options=list(values), description=name.replace("_", " "))
-        for name, values in choices.items()
-    }
-    return ipywidgets.interactive(lambda **chosen: display(draw(**chosen)), **menus)
+    widgets = {}
+    for name, values in choices.items():
+        settings: dict[str, Any] = {"value": values[0], "description": name.replace("_", " ")}
+        if all(isinstance(value, int | float) for value in values):
+            kind, options = ipywidgets.SelectionSlider, sorted(set(values))
+            settings |= {"continuous_update": False, "layout": ipywidgets.Layout(width="32rem")}
+        else:
+            kind, options = ipywidgets.Dropdown, list(values)
+        widgets[name] = kind(options=options, **settings)
+
+    def show(**chosen: Any) -> None:
+        drawn = draw(**chosen)
+        display(*(drawn if isinstance(drawn, list) else [drawn]))
+
+    view = ipywidgets.interactive(show, **widgets)
+    view.children[-1].layout.min_height = "30rem"  # or the page jumps while the next figure is drawn
+    return view
 
 
 def lattices(levels: int = 9) -> Any:
     """Positions of all level numbers up to one: 2^n + 1 nest, others do not."""
-    series = {
-        f"{count} levels": (explore.lattice(count).tolist(), [float(count)] * count) for count in range(2, levels + 1)
-    }
+    series = {"2^n + 1 levels: nested": ([], []), "other numbers of levels": ([], [])}
+    for count in range(2, levels + 1):
+        is_nested = count > 2 and (count - 1) & (count - 2) == 0
+        xs, ys = series["2^n + 1 levels: nested" if is_nested else "other numbers of levels"]
+        positions = explore.lattice(count).tolist()
+        xs += positions
+        ys += [float(count)] * count
     figure = lines(series, title="Positions of the quantiser (Eq. 1)", x="value", y="levels")
-    return figure.update_traces(mode="markers")
+    figure.update_traces(mode="markers", marker_size=8)
+    figure.data[1].marker.color = "#a1a1aa"
+    return figure.update_yaxes(dtick=1).update_layout(height=520)
 
 
 def decomposition(bottleneck: str = "2x5^6", value: float = 0.3) -> Any:
-    """What each residual stage adds, and what is left after it."""
+    """How the sum of the residual stages closes in on a value."""
     rows = explore.decomposition(value, bottleneck)
-    stages = [float(row["stage"]) for row in rows]
-    series = {"sum of the stages": (stages, [row["sum"] for row in rows]), "value": (stages, [value] * len(rows))}
-    return lines(series, title=f"{value:g} in {bottleneck}", x="stage", y="value")
+    stages = ["start", *(f"stage {row['stage'] + 1}" for row in rows)]
+    sums = [0.0, *(row["sum"] for row in rows)]
+    title = f"{value:g} in {bottleneck}: {sums[-1]:.4g}, off by {rows[-1]['left']:+.4f}"
+    figure = lines({"sum of the stages": (stages, sums)}, title=title, x="", y="value")
+    figure.update_traces(line_shape="hv", text=["", *(f"{row['adds']:+.4g}" for row in rows)], marker_size=10)
+    figure.update_traces(mode="lines+markers+text", textposition="top center")
+    figure.add_hline(value, line_dash="dot", annotation_text="value")
+    return figure.update_yaxes(range=[-1.2, 1.2])
 
 
 def code_use(latents: Tensor, bottleneck: str = "2x5^6") -> Any:
@@ -50,6 +76,24 @@ def code_use(latents: Tensor, bottleneck: str = "2x5^6") -> Any:
 def level_use(latents: Tensor, levels: int = 5) -> Any:
     """Share of each level in each dimension; `latents` (s, d)."""
     return heat(explore.level_use(latents, levels), title=f"Use of {levels} levels", x="level", y="dimension")
+
+
+def code_sound(codec: Any, token: int, bottleneck: str = "2x5^6") -> Any:
+    """A player of one code of the first stage, repeated for a second."""
+    from IPython.display import Audio
+
+    return Audio(explore.sound_of_code(codec, token, bottleneck), rate=codec.sample_rate_hz)
+
+
+def traversal(codec: Any, wav: np.ndarray, dim: int, value: float) -> list[Any]:
+    """Spectra of `wav` (n,) coded as it is and with one dimension at `value` throughout, and a player of the latter."""
+    from IPython.display import Audio
+
+    plain = codec.reconstruct(wav, "continuous")[0][0, 0].numpy()
+    (moved,) = explore.traverse(codec, wav, dim, [value])
+    title = f"Dimension {dim} at {value:g}"
+    figure = spectra({"as it is": plain, title: moved}, codec.sample_rate_hz, title)
+    return [figure.update_yaxes(range=[-50, 60]), Audio(moved, rate=codec.sample_rate_hz)]
 
 
 def spectra(sounds: Mapping[str, np.ndarray], sample_rate_hz: int, title: str) -> Any:
@@ -83,12 +127,10 @@ def rate_distortion(rows: Sequence[Mapping[str, Any]], metric: str = "stoi") -> 
     return figure
 
 
-def quantisers(rows: Sequence[Mapping[str, Any]], levels: int) -> Any:
-    """Error of each quantiser, as points."""
-    figure = lines(
-        {str(row["quantiser"]): ([float(levels)], [row["rms_error"]]) for row in rows},
-        title=f"Error against tanh with {levels} levels",
-        x="levels",
-        y="rms error",
-    )
-    return figure.update_xaxes(tickvals=[levels])
+def quantisers(levels: int) -> Any:
+    """What each quantiser of `explore.three_fsqs` makes of every value; curves that agree lie on each other."""
+    figure = lines(explore.staircases(levels), title=f"{levels} levels", x="tanh of the latent", y="position")
+    figure.update_traces(mode="lines")
+    for trace, width, dash in zip(figure.data, (9, 5, 2, 2), ("solid", "solid", "solid", "dot"), strict=True):
+        trace.line.width, trace.line.dash = width, dash  # the first stays visible below the others
+    return figure.update_layout(height=520)

@@ -66,6 +66,30 @@ def mushra_boxes(ratings: Table, *, title: str = "Listening test") -> "Figure":
     return _finished(figure, ratings, title)
 
 
+def boxes_by(ratings: Table, column: str, *, title: str = "Listening test") -> "Figure":
+    """`mushra_boxes` side by side for each value of a column of listeners, such as equipment; each states its n."""
+    objects = _plotly()
+    figure = objects.Figure()
+    order = list(stats.summary(ratings)["system"])
+    for value, part in ratings.groupby(column):
+        rows = {row["system"]: row for row in stats.summary(part).to_dict("records")}
+        shown = [rows[system] for system in order if system in rows]
+        groups = [part[part["system"] == row["system"]]["score"] for row in shown]
+        inside = [scores[~stats.outliers(scores)] for scores in groups]
+        figure.add_box(
+            x=[_name(row["system"]) for row in shown],
+            q1=[row["q1"] for row in shown],
+            median=[row["median"] for row in shown],
+            q3=[row["q3"] for row in shown],
+            lowerfence=[float(scores.min()) for scores in inside],
+            upperfence=[float(scores.max()) for scores in inside],
+            name=f"{value} (n = {part['listener'].nunique()})",
+        )
+    figure.update_layout(boxmode="group")
+    figure.update_yaxes(title="score", range=[0, 102], tickvals=[0, 20, 40, 60, 80, 100])
+    return _finished(figure, ratings, title)
+
+
 def pair_differences(ratings: Table, against: str = REFERENCE, *, title: str = "Difference") -> "Figure":
     """Mean difference of every system from one of them, with a 95 % bootstrap interval over listeners."""
     objects = _plotly()

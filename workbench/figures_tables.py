@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench import published
+from workbench.measured import METRICS
 from workbench.verdicts import VERDICTS, Outcome, as_text
+
+MAP = "verdict map"  # meta of figures that repeat what a table of verdicts says
+_MEASURED = {*METRICS, "normalized_entropy", "huffman_bits_per_second", "real_time_factor"}
 
 COLOURS = {
     "exact": "#15803d",
@@ -44,6 +48,59 @@ def verdict_map(outcome: Outcome) -> Any:
         height=height,
         margin={"t": 110, "b": 30},
         legend={"orientation": "h", "y": -30 / height},
+        meta=MAP,
+    )
+    return figure
+
+
+def beside_paper(outcome: Outcome) -> Any:
+    """Measured columns side by side: the paper hollow, ours filled in the colour of its verdict.
+
+    Where nothing was measured, the map of verdicts.
+    """
+    from plotly.subplots import make_subplots
+
+    numbers = {cell.id: cell for cell in published.table(outcome.name).cells}
+    measured = [cell for cell in outcome.cells if isinstance(cell.ours, float) and numbers[cell.id].metric in _MEASURED]
+    if not measured:
+        return verdict_map(outcome)
+    columns = list(dict.fromkeys(cell.column for cell in measured))
+    rows = [row for row in dict.fromkeys(cell.row for cell in outcome.cells)]
+    rows = [row for row in rows if any(c.row == row and c.column in columns for c in outcome.cells)]
+    figure = make_subplots(rows=1, cols=len(columns), subplot_titles=columns, shared_yaxes=True)
+    named: set[str] = set()
+    for place, column in enumerate(columns, start=1):
+        cells = [cell for cell in outcome.cells if cell.column == column and cell.row in rows]
+        groups: dict[str, tuple[list, list, dict]] = {
+            "paper": (
+                [numbers[cell.id].value for cell in cells],
+                [cell.row for cell in cells],
+                {"symbol": "circle-open", "size": 10, "color": "#18181b", "line": {"width": 1.5}},
+            )
+        }
+        for verdict in VERDICTS:
+            mine = [cell for cell in cells if cell.verdict == verdict and cell.ours is not None]
+            marker = {"symbol": "circle", "size": 9, "color": COLOURS[verdict]}
+            groups[f"ours: {verdict}"] = ([cell.ours for cell in mine], [cell.row for cell in mine], marker)
+        for name, (xs, ys, marker) in groups.items():
+            if xs:
+                figure.add_scatter(
+                    **{"x": xs, "y": ys, "mode": "markers", "marker": marker, "name": name, "legendgroup": name},
+                    showlegend=name not in named,
+                    hovertemplate=f"%{{y}}, {column} %{{x:.3g}}<extra>{name}</extra>",
+                    row=1,
+                    col=place,
+                )
+                named.add(name)
+    # A column of another order of magnitude than the paper's, as SI-SDR of a model without phases, sets its own scale.
+    figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
+    height = 170 + 24 * len(rows)
+    figure.update_layout(
+        title={"text": "Ours beside the paper", "y": 0.99, "yanchor": "top"},
+        template="plotly_white",
+        height=height,
+        margin={"t": 80, "b": 70},
+        legend={"orientation": "h", "y": -45 / height, "yanchor": "top"},
     )
     return figure
 
@@ -119,7 +176,7 @@ def token_counts(counts: Sequence[int], title: str) -> Any:
     return figure
 
 
-def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str, x: str, y: str) -> Any:
+def lines(series: Mapping[str, tuple[Sequence[float | str], Sequence[float]]], *, title: str, x: str, y: str) -> Any:
     """Named curves in one picture."""
     objects = _plotly()
     figure = objects.Figure()

@@ -12,6 +12,7 @@ from workbench.verdicts import VERDICTS, Cell, Outcome, as_text
 if TYPE_CHECKING:
     from workbench.reproduce import Ran
 
+_MAP = "verdict map"  # `figures_tables.MAP`
 _FIGURE = "application/vnd.plotly.v1+json"
 _SIGNS = {
     "exact": "=",
@@ -34,7 +35,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1240px; padding: 1.5rem; font: 15px/1.5 system-ui, sans-serif; color: #18181b; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; }
-nav { columns: 3 20rem; margin: 1rem 0; } nav a { display: block; break-inside: avoid; padding: .1rem 0; }
+td .bar { width: 11rem; } p { margin: .5rem 0; }
 a { color: #1d4ed8; text-decoration: none; } a:hover { text-decoration: underline; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem; }
 th, td { border: 1px solid var(--line); padding: .25rem .5rem; text-align: left; vertical-align: top; }
@@ -47,7 +48,6 @@ td b { font-variant-numeric: tabular-nums; }
 .trend { background: #2563eb; } .differs { background: #b45309; } .not { background: #71717a; }
 td.not-run { background: var(--soft); color: #52525b; } summary { cursor: pointer; color: #1d4ed8; margin: .3rem 0; }
 ul { margin: .4rem 0; padding-left: 1.3rem; } .figure { margin: .6rem 0; } code { font-size: .9em; }
-@media print { nav { display: none; } }
 """
 
 
@@ -88,13 +88,14 @@ def write(path: Path, profile: str, about: str, done: "Sequence[Ran]", outcomes:
 
 
 def figures_of(path: Path) -> list[dict[str, Any]]:
-    """The plotly figures in the outputs of an executed notebook."""
+    """The plotly figures in the outputs of an executed notebook; the report's own tables stand for maps of verdicts."""
     if not path.is_file():
         return []
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     found = [output["data"][_FIGURE] for output in outputs if _FIGURE in output.get("data", {})]
-    return [{"data": figure["data"], "layout": figure["layout"]} for figure in found]
+    drawn = [{"data": figure["data"], "layout": figure["layout"]} for figure in found]
+    return [figure for figure in drawn if figure["layout"].get("meta") != _MAP]
 
 
 def _head(profile: str, about: str, done: "Sequence[Ran]", outcomes: Sequence[Outcome]) -> str:
@@ -105,7 +106,6 @@ def _head(profile: str, about: str, done: "Sequence[Ran]", outcomes: Sequence[Ou
         ["verdict", "cells", "means"],
         [[_tag(verdict) + " " + verdict, str(counts[verdict]), _MEANINGS[verdict]] for verdict in VERDICTS],
     )
-    links = "".join(f"<a href='#{_id(o.name)}'>{escape(o.title)}</a>" for o in outcomes)
     failed = [r for r in done if r.status not in ("ok", "cached")]
     lines = [f"<p class='warn'>{escape(r.name)}: {r.status}. {escape(r.error)}</p>" for r in failed]
     if profile == "smoke":
@@ -118,8 +118,42 @@ def _head(profile: str, about: str, done: "Sequence[Ran]", outcomes: Sequence[Ou
         f"print ({len(cells)}) stands beside ours; nothing in a column “ours” is copied from the paper.</p>"
         f"{''.join(lines)}{_bar(cells)}{legend}"
         f"<p><small>{escape(' · '.join(f'{key} {value}' for key, value in facts.items()))}</small></p>"
-        f"<nav>{links}</nav>"
+        f"<h2>Contents</h2>{_contents(done, outcomes)}"
+        f"<h2>What is missing</h2>{_missing(outcomes)}"
     )
+
+
+def _contents(done: "Sequence[Ran]", outcomes: Sequence[Outcome]) -> str:
+    rows = []
+    for outcome in outcomes:
+        words = ", ".join(f"{count} {verdict}" for verdict, count in outcome.counts().items())
+        bar = _strip(outcome.cells) if outcome.cells else ""
+        rows.append([f"<a href='#{_id(outcome.name)}'>{escape(outcome.title)}</a>", bar, words or "no printed number"])
+    for ran in done:
+        if ran.outcome is None and ran.status in ("ok", "cached"):
+            rows.append([f"<a href='#{_id(ran.name)}'>{escape(ran.name)}</a>", "", "no printed number"])
+    return _table(["table or figure", "verdicts", ""], rows)
+
+
+def _missing(outcomes: Sequence[Outcome]) -> str:
+    """Why cells were not run, most cells first; the talk repeats the paper and is left out."""
+    groups: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if not outcome.name.startswith("talk."):
+            for cell in outcome.cells:
+                if cell.verdict == "not run":
+                    groups.setdefault(cell.reason, []).append(outcome.title.split(":")[0])
+    rows = [
+        [str(len(titles)), escape(", ".join(dict.fromkeys(titles))), _reason(reason)]
+        for reason, titles in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+    return _table(["cells", "of", "needs"], rows)
+
+
+def _reason(reason: str) -> str:
+    """With the command, if it names one, to copy."""
+    what, sign, command = reason.partition("get it with: ")
+    return f"{escape(what)}{sign}<code>{escape(command)}</code>" if sign else escape(reason)
 
 
 def _section(outcome: Outcome, ran: "Ran | None", first: int, count: int) -> str:
@@ -131,7 +165,10 @@ def _section(outcome: Outcome, ran: "Ran | None", first: int, count: int) -> str
     if outcome.notes:
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in outcome.notes) + "</ul>")
     if outcome.cells:
-        parts += [_bar(outcome.cells), _grid(outcome.cells), _reasons(outcome.cells)]
+        table = _grid(outcome.cells) if _is_grid(outcome.cells) else _sentences(outcome.cells)
+        if outcome.name.startswith("talk."):
+            table = f"<details><summary>The slide repeats a table of the paper</summary>{table}</details>"
+        parts += [_bar(outcome.cells), table]
     if outcome.beside:
         keys = list(outcome.beside[0])
         rows = [[escape(str(row.get(key, ""))) for key in keys] for row in outcome.beside]
@@ -148,13 +185,20 @@ def _notebook_section(ran: "Ran", first: int, count: int) -> str:
     )
 
 
+def _is_grid(cells: Sequence[Cell]) -> bool:
+    """Whether rows and columns make a table, rather than a list of sentences."""
+    return len({cell.column for cell in cells}) <= 15
+
+
+def _sentences(cells: Sequence[Cell]) -> str:
+    lines = [[escape(c.row), escape(c.column), *_pair(c), _reason(c.reason)] for c in cells]
+    return _table(["section", "what", "paper", "ours", "verdict", "how"], lines)
+
+
 def _grid(cells: Sequence[Cell]) -> str:
-    """In the layout of the paper: the printed value, ours below it, and the verdict."""
+    """In the layout of the paper: ours, the printed value below it, and why."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    if len(columns) > 10:  # sentences: one a line is easier to read
-        lines = [[escape(c.row), escape(c.column), *_pair(c), escape(c.reason)] for c in cells]
-        return _table(["section", "what", "paper", "ours", "verdict", "how"], lines)
     found = {(cell.row, cell.column): cell for cell in cells}
     body = []
     for row in rows:
@@ -164,7 +208,7 @@ def _grid(cells: Sequence[Cell]) -> str:
             line.append("<td></td>" if cell is None else _square(cell))
         body.append(f"<tr>{''.join(line)}</tr>")
     head = "".join(f"<th>{escape(name)}</th>" for name in ["", *columns])
-    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(body)}</table></div>"
+    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(body)}</table></div>{_reasons(cells)}"
 
 
 def _square(cell: Cell) -> str:
@@ -186,21 +230,25 @@ def _reasons(cells: Iterable[Cell]) -> str:
     for cell in cells:
         groups.setdefault((cell.row, cell.verdict, cell.reason), []).append(cell.column)
     rows = [
-        [escape(row), escape(", ".join(columns)), f"{_tag(verdict)} {verdict}", escape(reason)]
+        [escape(row), escape(", ".join(columns)), f"{_tag(verdict)} {verdict}", _reason(reason)]
         for (row, verdict, reason), columns in groups.items()
     ]
     table = _table(["row", "columns", "verdict", "how"], rows)
     return f"<details><summary>How each came about, or what is missing</summary>{table}</details>"
 
 
-def _bar(cells: Sequence[Cell]) -> str:
+def _strip(cells: Sequence[Cell]) -> str:
     parts = []
     for verdict in VERDICTS:
         count = sum(cell.verdict == verdict for cell in cells)
         if count:
             parts.append(f"<span class='{_kind(verdict)}' style='flex:{count}' title='{count} {verdict}'></span>")
+    return f"<div class='bar'>{''.join(parts)}</div>"
+
+
+def _bar(cells: Sequence[Cell]) -> str:
     words = ", ".join(f"{n} {v}" for v in VERDICTS if (n := sum(cell.verdict == v for cell in cells)))
-    return f"<div class='bar'>{''.join(parts)}</div><p><small>{words}</small></p>"
+    return f"{_strip(cells)}<p><small>{words}</small></p>"
 
 
 def _figures(first: int, count: int) -> str:

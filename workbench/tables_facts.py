@@ -1,23 +1,15 @@
 """Our rows of the tables that state facts: Tables 1, 4, 10, 11, 12, Fig. 4, the sentences, and the talk.
 
-Facts about TAAE come from the presets; those about Encodec, DAC and Mimi from their classes in `transformers`, built
-without weights. What only their authors can know is quoted in the paper and "not run" here.
+What only the authors of other codecs can know is quoted in the paper and "not run" here.
 """
-
-import math
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from taae.config import BottleneckSpec, ModelConfig, load_preset
-from taae.discriminators import golden_ratio_sizes
 from taae.rates import real_time_factor
-from workbench import published
+from workbench import codec_facts, published, tables_ablations, text_facts
+from workbench.ablations import Results
 from workbench.published import Number
-from workbench.verdicts import ABLATIONS, Cell, Outcome, close, exact, not_run, outcome, trend
+from workbench.verdicts import Cell, Outcome, close, exact, not_run, outcome, trend
 
 QUOTED = "quoted by the paper from the codec's authors; nothing to compute"
 _APPROXIMATELY = 0.01  # "approximately 950M"
@@ -40,15 +32,12 @@ def table01() -> Outcome:
     return outcome("table01", cells)
 
 
-def table04() -> Outcome:
-    """Model sizes, counted; their quality needs trainings."""
-    cells = []
-    for number in published.table("table04").cells:
-        if number.column != "Param. count":
-            cells.append(not_run(number, f"{ABLATIONS} of three sizes"))
-            continue
-        cells.append(_about(number, parameters(number.row)))
-    return outcome("table04", cells)
+def table04(toys: Results | None = None) -> Outcome:
+    """Model sizes: the paper's counted, the quality of three toy sizes."""
+    counts = [number for number in published.table("table04").cells if number.column == "Param. count"]
+    cells = [_about(number, codec_facts.parameters(number.row)) for number in counts]
+    cells += tables_ablations.toy_cells("table04", tables_ablations.SIZES, toys)
+    return outcome("table04", cells, notes=tables_ablations.toy_notes(tables_ablations.SIZES, toys))
 
 
 def table10(
@@ -101,8 +90,11 @@ def table10(
 
 def table11() -> Outcome:
     """Receptive fields and latency: TAAE from its presets, the others from the configuration of their classes."""
-    facts = {"TAAE (Non-Causal)": _taae_fields("paper-950m"), "TAAE (Causal)": _taae_fields("paper-causal")}
-    facts |= {name: make() for name, make in _PEER_FIELDS.items()}
+    facts = {
+        "TAAE (Non-Causal)": codec_facts.taae_fields("paper-950m"),
+        "TAAE (Causal)": codec_facts.taae_fields("paper-causal"),
+    }
+    facts |= {name: make() for name, make in codec_facts.PEER_FIELDS.items()}
     cells = []
     for number in published.table("table11").cells:
         ours, reason = facts.get(number.row, {}).get(number.column, (None, ""))
@@ -130,7 +122,7 @@ def table12() -> Outcome:
         if number.column == "#Params (M)":
             cells.append(_parameters_of(number))
         elif number.column == "Causal" and number.row in ("DAC", "Mimi"):
-            ours, reason = _PEER_FIELDS[number.row]()["Causal"]
+            ours, reason = codec_facts.PEER_FIELDS[number.row]()["Causal"]
             cells.append(exact(number, ours, reason) if ours is not None else not_run(number, reason))
         else:
             cells.append(not_run(number, QUOTED))
@@ -159,7 +151,7 @@ def fig04(demographics: dict[str, dict[str, int]] | None = None) -> Outcome:
 
 def text() -> Outcome:
     """Numbers in the sentences of the paper, from presets and functions."""
-    facts = _text_facts()
+    facts = text_facts.text_facts()
     cells = []
     for number in published.table("text").cells:
         value, reason = facts.get(number.column, (None, ""))
@@ -205,242 +197,19 @@ TALK = {
 }
 
 
-@cache
-def parameters(size: str) -> float:
-    """Millions of parameters of a preset of Table 4, "240M" and such, built without memory."""
-    import torch
-
-    from taae.model import TAAE, num_parameters
-
-    with torch.device("meta"):
-        return num_parameters(TAAE(load_preset(f"paper-{size.lower()}"))) / 1e6
-
-
-@cache
-def peer_parameters(name: str) -> float | None:
-    """Millions of parameters of a codec's class, built without memory; None without transformers or such a class."""
-    try:
-        import transformers
-    except ImportError:
-        return None
-    import torch
-
-    classes: dict[str, Callable[[Any], Any]] = {
-        "Encodec": lambda t: t.EncodecModel(t.EncodecConfig()),
-        "Mimi": lambda t: t.MimiModel(t.MimiConfig()),
-        "DAC": lambda t: t.DacModel(_dac_config(t)),
-    }
-    if name not in classes:
-        return None
-    with torch.device("meta"):
-        model = classes[name](transformers)
-    return sum(p.numel() for p in model.parameters()) / 1e6
-
-
-def total_receptive_field_s(config: ModelConfig, *, at_latent_rate_only: bool = False) -> float:
-    """Sum over all attention layers of encoder and decoder of what each can see (B.2.1), in seconds."""
-    keys = sum(config.window) + 1
-    total = 0.0
-    for block, depth in enumerate(config.depths):
-        rate_hz = config.sample_rate_hz / config.patch_samples / math.prod(config.strides[: block + 1])
-        if not at_latent_rate_only or rate_hz == config.frame_rate_hz:
-            total += 2 * depth * keys / rate_hz
-    return total
-
-
-def dac_receptive_fields_s(ratios: tuple[int, ...] = (2, 4, 5, 8), sample_rate_hz: int = 16_000) -> tuple[float, float]:
-    """Largest of a layer, and total, of a DAC with these strides: kernels 7, dilations 1, 3, 9, strided kernels 2s."""
-    largest, total, jump = 0, 1, 1
-
-    def add(kernel: int, dilation: int = 1) -> None:
-        nonlocal largest, total
-        largest = max(largest, ((kernel - 1) * dilation + 1) * jump)
-        total += (kernel - 1) * dilation * jump
-
-    add(7)
-    for stride in ratios:
-        for dilation in (1, 3, 9):
-            add(7, dilation)
-        add(2 * stride)
-        jump *= stride
-    add(3)
-    add(7)
-    for stride in reversed(ratios):
-        add(2)  # a transposed kernel of 2s reaches two frames of its input
-        jump //= stride
-        for dilation in (1, 3, 9):
-            add(7, dilation)
-    add(7)
-    return largest / sample_rate_hz, total / sample_rate_hz
-
-
 def _about(number: Number, ours: float) -> Cell:
     assert number.value is not None
     return close(number, ours, _APPROXIMATELY * number.value, "counted on the preset without weights")
 
 
 def _parameters_of(number: Number) -> Cell:
-    ours = parameters("950m") if number.row == "TAAE" else peer_parameters(number.row)
+    ours = codec_facts.parameters("950m") if number.row == "TAAE" else codec_facts.peer_parameters(number.row)
     if ours is None:
         return not_run(number, "needs the codec's own package; no class of transformers")
     if number.row == "TAAE":
         return _about(number, ours)
     assert number.value is not None
     return close(number, ours, _OTHER_COUNT * number.value, "counted on the class of transformers, without weights")
-
-
-def _taae_fields(preset: str) -> dict[str, tuple[float | str | None, str]]:
-    config = load_preset(preset)
-    per_layer = (sum(config.window) + 1) / config.frame_rate_hz
-    reason = f"preset {preset}"
-    return {
-        "Max Per-Layer RF": (per_layer, f"{reason}: {sum(config.window) + 1} keys at {config.frame_rate_hz:g} Hz"),
-        "Total RF": (total_receptive_field_s(config), f"{reason}: all layers; see the note"),
-        "Causal": ("Yes" if config.is_causal else "No", reason),
-        "Latency": ("N/A" if config.latency_ms is None else config.latency_ms, f"{reason}: one latent frame"),
-        "Chunked Inference": ("No", "pieces overlap by the receptive field and give what one pass gives"),
-    }
-
-
-def _mimi_fields() -> dict[str, tuple[float | str | None, str]]:
-    config = _config("MimiConfig")
-    if config is None:
-        return {}
-    per_layer = config.sliding_window / config.frame_rate
-    reason = "MimiConfig of transformers"
-    return {
-        "Max Per-Layer RF": (per_layer, f"{reason}: {config.sliding_window} keys at {config.frame_rate:g} Hz"),
-        "Total RF": (2 * config.num_hidden_layers * per_layer, f"{reason}: encoder and decoder transformer"),
-        "Causal": ("Yes" if config.use_causal_conv else "No", reason),
-        "Latency": (1000 / config.frame_rate, f"{reason}: one frame"),
-    }
-
-
-def _encodec_fields() -> dict[str, tuple[float | str | None, str]]:
-    config = _config("EncodecConfig")
-    if config is None:
-        return {}
-    reason = f"EncodecConfig of transformers: {config.num_lstm_layers} LSTM layers"
-    unlimited = ("Unlimited", reason) if config.num_lstm_layers else (None, "")
-    frame_ms = 1000 * math.prod(config.upsampling_ratios) / config.sampling_rate
-    return {
-        "Max Per-Layer RF": unlimited,
-        "Total RF": unlimited,
-        "Causal": ("Yes" if config.use_causal_conv else "No", "EncodecConfig of transformers"),
-        "Latency": (frame_ms, "EncodecConfig of transformers: one frame"),
-    }
-
-
-def _dac_fields() -> dict[str, tuple[float | str | None, str]]:
-    largest, total = dac_receptive_fields_s()
-    reason = "kernels and dilations of DAC at strides 2, 4, 5, 8"
-    return {
-        "Max Per-Layer RF": (largest, reason),
-        "Total RF": (total, reason),
-        "Causal": ("No", "its convolutions are centred"),
-        "Latency": (total / 2, f"half of the total: {reason}"),
-    }
-
-
-_PEER_FIELDS: dict[str, Callable[[], dict[str, tuple[float | str | None, str]]]] = {
-    "Encodec": _encodec_fields,
-    "DAC": _dac_fields,
-    "Mimi": _mimi_fields,
-}
-
-
-def _config(name: str) -> Any:
-    try:
-        import transformers
-    except ImportError:
-        return None
-    return getattr(transformers, name)()
-
-
-def _dac_config(transformers: Any) -> Any:
-    """Of the published 16 kHz model."""
-    return transformers.DacConfig(downsampling_ratios=[2, 4, 5, 8], n_codebooks=12, sampling_rate=16_000)
-
-
-def _text_facts() -> dict[str, tuple[float, str]]:
-    """Column of the table `text` -> value and where it is from."""
-    config, causal = load_preset("paper-950m"), load_preset("paper-causal")
-    reason, keys = "preset paper-950m", sum(config.window) + 1
-    facts: dict[str, float] = {
-        "Sample rate": config.sample_rate_hz / 1000,
-        "Patch size": config.patch_samples,
-        "Transformer blocks before downsampling": config.depths[0],
-        "Transformer blocks after downsampling": config.depths[1],
-        "Embedding dimension": config.width,
-        "Head dimension": config.head_dim,
-        "Layer norm epsilon": config.norm_eps,
-        "Attention window": keys,
-        "Parameters": parameters("950m"),
-        "Bottleneck dimensions": config.latent_dim,
-        "Receptive field of a layer": keys / config.frame_rate_hz,
-        "Receptive field, causal": (sum(causal.window) + 1) / causal.frame_rate_hz,
-        "Latency of the causal model": causal.latency_ms or math.nan,
-    }
-    found = {name: (float(value), reason) for name, value in facts.items()}
-    gain_db = 20 * math.log10(config.norm_eps**-0.5)
-    found["Largest gain of a layer norm"] = (
-        gain_db,
-        "1 / sqrt(eps), since eps is added to a variance; 1 / eps is 40 dB",
-    )
-    for place, size in enumerate(golden_ratio_sizes()):
-        found[f"FFT size {place}"] = (float(size), "hops shrink by the golden ratio from 1148")
-    found |= _recipe_facts() | _card_facts()
-    for column, spec in (("BPS of L=17, d=6 at 25 Hz", "1x17^6"), ("BPS of 2 stages of 5 levels at 25 Hz", "2x5^6")):
-        found[column] = (BottleneckSpec.parse(spec).bits_per_second(config.frame_rate_hz), f"Eq. 5 for {spec}")
-    for column, spec in (("Codebook size at 400 bit/s", "1x6^6"), ("Codebook size at 700 bit/s", "2x5^6")):
-        found[column] = (float(BottleneckSpec.parse(spec).codebook_size), f"Eq. 6 for {spec}")
-    return found
-
-
-def _recipe_facts() -> dict[str, tuple[float, str]]:
-    """Of the recipes that repeat section 4.2."""
-    from taae.discriminators import STFTDiscriminatorConfig
-    from taae.recipe import load_config, recipe_names
-
-    recipes = {Path(name).stem: load_config(Path(name)) for name in recipe_names() if "paper-" in name}
-    before, after, causal = (recipes[f"paper-{name}"] for name in ("pretrain", "finetune", "causal"))
-    discriminator = STFTDiscriminatorConfig()
-    assert before.adversarial is not None
-    facts: dict[str, float] = {
-        "Learning rate": before.adamw_lr,
-        "Weight decay": before.weight_decay,
-        "Training segment": before.data.segment_s,
-        "Batch size": before.data.batch_size * before.micro_batches,
-        "Pretraining": before.num_steps,
-        "Finetuning": after.num_steps,
-        "Causal finetuning": causal.num_steps,
-        "Decay of the reconstruction losses": before.adversarial.gamma,
-        "Discriminator channels": discriminator.channels,
-        "Power of the magnitudes": discriminator.alpha,
-    }
-    return {name: (float(value), "of the recipe that repeats section 4.2; not run") for name, value in facts.items()}
-
-
-def _card_facts() -> dict[str, tuple[float, str]]:
-    """Of the cards in data_manifests/: what the sources of the corpora say, and our rules of selection."""
-    from workbench import datasets
-
-    light, mls = datasets.card("libri-light"), datasets.card("mls-english")
-    clean, test = datasets.card("librispeech-train-clean-360"), datasets.card("librispeech-test-clean")
-    german = datasets.card("mls-german")
-    facts: dict[str, tuple[float, str]] = {
-        "Libri-Light": (light.hours, "hours by the source of the corpus"),
-        "MLS English": (mls.hours, "hours by the source of the corpus"),
-        "Training data": (light.hours + mls.hours, "sum of the two corpora"),
-        "Hours of train-clean-360": (clean.hours, "hours by the source of the corpus"),
-        "Clips of train-clean-360": (float(clean.num_clips or math.nan), "clips by the source of the corpus"),
-    }
-    reason = "our selection repeats the paper's rule"
-    if test.selection is not None:
-        facts["Test clips"] = (float(test.selection.num_clips), reason)
-    if german.selection is not None:
-        facts["Clips a language"] = (float(german.selection.num_clips), reason)
-    return facts
 
 
 def _speech(sample_rate_hz: int, seconds: int) -> np.ndarray:

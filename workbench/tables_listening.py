@@ -39,6 +39,8 @@ def ratings(
 ) -> Table:
     """MUSHRA ratings of a study, screened; without a database those of SIMULATED listeners, whose answer is made up.
 
+    Beside the columns of `Store.ratings_frame` there is `equipment`, the listener's answer or "no answer".
+
     Args:
         database: Of `workbench.listening`; "" for simulated listeners.
         study: In the database.
@@ -51,6 +53,7 @@ def ratings(
     """
     if not database:
         return _simulated(seed, num_listeners, num_items)
+    from workbench.listening import results
     from workbench.listening.store import Store
 
     if not Path(database).is_file():
@@ -58,11 +61,15 @@ def ratings(
     store = Store(database)
     try:
         frame = store.ratings_frame(study)
-        frame = frame[frame["is_submitted"] & (frame["kind"] == "test") & ~frame["is_simulated"]]
-        if not len(frame):
+        frame = frame[frame["is_submitted"] & ~frame["is_simulated"]]
+        tests = frame[frame["kind"] == "test"]
+        if not len(tests):
             raise ValueError(f"study {study!r} has no submitted ratings of real listeners")
-        left_out = screening.excluded(screening.screen(frame, store.exclusions(study)))
-        return frame[~frame["listener"].isin(left_out)]
+        asked = store.study(study)
+        left_out = screening.excluded(screening.screen_study(asked, frame, store.exclusions(study)))
+        answers = results.answers_to(store, asked, results.EQUIPMENT)
+        equipment = tests["listener"].map(lambda name: answers.get(name, stats.NO_ANSWER))
+        return tests.assign(equipment=equipment)[~tests["listener"].isin(left_out)]
     finally:
         store.close()
 
@@ -82,6 +89,16 @@ def fig02(table: Table) -> Outcome:
         )
     setup = {"listeners": int(table["listener"].nunique()), "simulated": simulated}
     return Outcome(name="fig02", title="Figure 2: results of MUSHRA test", beside=rows, notes=notes, setup=setup)
+
+
+def by_equipment(table: Table) -> list[dict[str, Any]]:
+    """`stats.summary` of each kind of equipment, for display: BS.1534-3 wants one kind a test, the paper had three."""
+    rows = []
+    for equipment, part in table.groupby("equipment"):
+        for row in stats.summary(part).to_dict("records"):
+            shown = {key: f"{value:.1f}" if isinstance(value, float) else value for key, value in row.items()}
+            rows.append({"equipment": equipment} | shown)
+    return rows
 
 
 def demographics(database: str = "", study: str = "", *, seed: int = 0) -> tuple[dict[str, dict[str, int]], bool]:
@@ -116,12 +133,14 @@ def _simulated(seed: int, num_listeners: int, num_items: int) -> Table:
     truth = Truth(quality=dict(zip(SYSTEMS, map(float, np.linspace(80, 30, len(SYSTEMS))), strict=True)), seed=seed)
     rows: list[dict[str, Any]] = []
     for number in range(num_listeners):
+        equipment = Listener(truth, number).answers(QUESTIONS)["equipment"]
         listener = Listener(truth, number)
         for item in range(num_items):
             for system in (REFERENCE, *SYSTEMS):
                 rows.append(
                     {
                         "listener": f"SIMULATED {number}",
+                        "equipment": equipment,
                         "item": f"item {item}",
                         "system": system,
                         "system_kind": "reference" if system == REFERENCE else "codec",
