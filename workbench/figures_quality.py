@@ -47,7 +47,8 @@ def quality_over_bitrate(rows: Sequence[Mapping[str, Any]], title: str = "") -> 
                 },
                 text=[row["mode"] for row in mine],
                 mode="lines+markers" if codec in models else "markers+text",
-                textposition="bottom center",
+                textposition="middle right",
+                cliponaxis=False,
                 name=codec,
                 legendgroup=codec,
                 showlegend=column == 1,
@@ -56,5 +57,7 @@ def quality_over_bitrate(rows: Sequence[Mapping[str, Any]], title: str = "") -> 
                 col=column,
             )
     figure.update_xaxes(type="log", title="bit/s", tickvals=[400, 700, 1000, 1600, 2400, 3200])
-    figure.update_layout(template="plotly_white", title=title, legend={"orientation": "h", "y": -0.2}, height=460)
+    margin = {"l": 50, "r": 50, "t": 80 if title else 40, "b": 40}
+    legend = {"orientation": "h", "y": -0.2}
+    figure.update_layout(template="plotly_white", title=title, legend=legend, height=460, margin=margin)
     return figure
