@@ -386,7 +386,7 @@ def test_a_full_disk_behind_stdout_is_an_error(taae_file):
         ("decompress good.wav out.wav --format doc", 2, "cannot write audio as 'doc'"),
         ("compress good.wav out.taae --bottleneck 2x6^6", 2, "odd number of levels"),
         ("compress good.wav out.taae --bottleneck continuous", 2, "no tokens to store"),
-        ("compress good.wav out.taae --dtype int8", 2, "int8"),
+        ("compress good.wav out.taae --dtype int4", 2, "int4"),
         ("compress good.wav out.taae --fast", 2, "--fast"),
         ("compress good.wav", 2, "OUT"),
         ("compress good.wav - --json", 2, "both want stdout"),

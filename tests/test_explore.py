@@ -143,7 +143,6 @@ def test_moving_a_control_draws_anew():
     levels, metric, output = widget.children
     assert type(levels).__name__ == "SelectionSlider" and levels.options == (3, 5, 9)
     assert type(metric).__name__ == "Dropdown" and metric.options == ("b", "a")
-    widget.update()
     assert drawn[-1] == (5, "b")  # the first of each is shown
     levels.value = 9
     assert drawn[-1] == (9, "b")

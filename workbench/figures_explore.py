@@ -13,14 +13,15 @@ from workbench.figures_tables import heat, lines, token_counts
 def controls(draw: Callable[..., Any], **choices: Sequence[Any]) -> Any:
     """A slider for each argument of `draw` that is a number, a menu for one that is a word; the first choice is shown.
 
-    What `draw` gives, a figure, a sound or a list of such, is shown anew with every choice.
+    What `draw` gives, a figure, a sound or a list of such, is shown anew with every choice. It is written into the
+    view as it is: what an output widget captures of `display` comes late, or never, where a notebook runs without a
+    browser.
     """
     try:
         import ipywidgets
-        from IPython.display import display
     except ImportError:
         raise ImportError("controls need ipywidgets: pip install 'taae-workbench[notebooks]'") from None
-    widgets = {}
+    widgets: dict[str, Any] = {}
     for name, values in choices.items():
         settings: dict[str, Any] = {"value": values[0], "description": name.replace("_", " ")}
         if all(isinstance(value, int | float) for value in values):
@@ -29,14 +30,29 @@ def controls(draw: Callable[..., Any], **choices: Sequence[Any]) -> Any:
         else:
             kind, options = ipywidgets.Dropdown, list(values)
         widgets[name] = kind(options=options, **settings)
+    # The height is that of a figure, or the page jumps while the next one is drawn.
+    output: Any = ipywidgets.Output(layout=ipywidgets.Layout(min_height="30rem"))
 
-    def show(**chosen: Any) -> None:
-        drawn = draw(**chosen)
-        display(*(drawn if isinstance(drawn, list) else [drawn]))
+    def show(_: Any = None) -> None:
+        drawn = draw(**{name: widget.value for name, widget in widgets.items()})
+        output.outputs = [
+            {"output_type": "display_data", "data": _bundle(item), "metadata": {}}
+            for item in (drawn if isinstance(drawn, list) else [drawn])
+        ]
 
-    view = ipywidgets.interactive(show, **widgets)
-    view.children[-1].layout.min_height = "30rem"  # or the page jumps while the next figure is drawn
-    return view
+    for widget in widgets.values():
+        widget.observe(show, "value")
+    show()
+    return ipywidgets.VBox([*widgets.values(), output])
+
+
+def _bundle(item: Any) -> dict[str, Any]:
+    """What a browser needs to show something, by MIME type."""
+    from IPython.core.formatters import DisplayFormatter
+
+    # plotly's figures show themselves when they are formatted, but can be asked.
+    bundle = item._repr_mimebundle_() if hasattr(item, "to_plotly_json") else None
+    return bundle or DisplayFormatter().format(item)[0]
 
 
 def lattices(levels: int = 9) -> Any:
