@@ -239,8 +239,8 @@ def _target_table(record: Row) -> str:
     value = steps[0]["cpu_s"][0] / steps[1]["cpu_s"][0] if len(steps) == 2 else math.nan
     ratio("discriminator step: CPU of full float32 / optimised", 6, value)
     steps = [row for row in rows if row["kind"] == "training" and "wall_s" in row]
-    value = steps[0]["audio_s"] / steps[0]["cpu_s"][0] * record["machine"]["cores"] if steps else math.nan
-    add("autoencoder of 8M: audio s per CPU second x cores", ">= 60", value, value >= 60, "{:.0f}")
+    value = steps[0]["audio_s"] / min(steps[0]["wall_s"]) if steps else math.nan
+    add("training an autoencoder of 8M: audio s a second, wall", ">= 60", value, value >= 60, "{:.0f}")
     return _table("Targets", "| what | target | measured | met |", body)
 
 

@@ -384,7 +384,9 @@ class Codec:
     def _pieces(self, num_frames: int, progress: Progress | None) -> Iterator[tuple[int, int, int, int]]:
         """Frames (start, stop) to keep and (first, last) to compute, for each piece of a long recording."""
         before, after = self.config.receptive_frames
-        length = max(1500, before + after)  # a minute; at most half of the work is overlap
+        length = max(
+            4500, before + after
+        )  # three minutes: a tenth of the work is overlap for `mini`, at most half for any
         if num_frames <= length + before + after:
             length = num_frames
         for start in range(0, num_frames, length):
