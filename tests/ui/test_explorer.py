@@ -1,6 +1,7 @@
 """An explorer in JupyterLab: a slider moves, and the picture follows."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupyterlab")
+playwright = pytest.importorskip("playwright.sync_api")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +31,9 @@ def lab(tmp_path):
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")
     own = {name: str(tmp_path / name.lower()) for name in (*names, "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
     environment = os.environ | own | {"PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    settings = tmp_path / "jupyterlab_settings_dir/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}')  # cells off the screen are there too
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--IdentityProvider.token=test", f"--ServerApp.root_dir={folder}", "--LabApp.news_url="]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
@@ -49,6 +54,19 @@ def lab(tmp_path):
         process.wait(30)
 
 
+def run_all(page):
+    """Run every cell; asked again until one has begun, for JupyterLab forgets what it is told before it is ready."""
+    begun = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]"))
+    for _ in range(10):
+        page.locator(".lm-MenuBar-item", has_text="Run").click()
+        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        try:
+            return begun.first.wait_for(timeout=9_000)
+        except playwright.TimeoutError:
+            pass
+    raise AssertionError(f"no cell was run; the notebook is: {page.locator('.jp-Notebook').inner_text()}")
+
+
 @pytest.mark.slow
 def test_a_slider_of_an_explorer_changes_its_picture(chromium, lab):
     with chromium.new_context(viewport={"width": 1100, "height": 3200}) as context:  # all cells are on screen
@@ -56,8 +74,7 @@ def test_a_slider_of_an_explorer_changes_its_picture(chromium, lab):
         page.set_default_timeout(90_000)
         page.goto(lab)
         page.get_by_role("heading", name="Levels of FSQ").wait_for()
-        page.locator(".lm-MenuBar-item", has_text="Run").click()
-        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        run_all(page)
         title = page.locator(".js-plotly-plot .gtitle")
         title.filter(has_text="0.3 in 4x3^6: 0.25, off by +0.0500").first.wait_for()
         page.locator(".widget-hslider [role=slider]").focus()
