@@ -30,6 +30,7 @@ from taae.discriminators import ScaleOutput
 from taae.distributed import ALONE, World, distribute, frozen, gradient_sync
 from taae.files import write_atomic
 from taae.fsq import draw_levels, quantize
+from taae.grow import grow
 from taae.learner import Learner
 from taae.model import TAAE
 from taae.monitor import keep_batch
@@ -44,7 +45,9 @@ DISCRIMINATOR, RVQ = "discriminator.safetensors", "rvq.safetensors"
 
 logger = logging.getLogger(__name__)
 
-_LEVEL_STEP, _EXAMPLE_STEP = 2**40, 2**41  # steps that no training reaches: their crops serve other ends
+# Steps that no training reaches: their crops serve other ends.
+_LEVEL_STEP, _EXAMPLE_STEP, _GROW_STEP = 2**40, 2**41, 2**42
+_GROW_S = 400  # of speech for the least squares
 
 # Shorter than a syllable and longer than a pitch period; its sizes are in no discriminator.
 _ANALYSIS = Analysis(fft_size=600, hop_samples=150)
@@ -77,17 +80,17 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = TAAE(model_config(config))
         adversary = build_adversary(config.adversarial) if config.adversarial else None
-        if config.init:
-            _initialise(config, self.model, adversary)
         self.sample_rate_hz = self.model.config.sample_rate_hz
-        self.rvq = config.rvq.build(self.model.config.latent_dim, config.seed) if config.rvq else None
-        self.codec = self._codec_learner()
-        self.adversary, self.discriminator = adversary, self._discriminator_learner(adversary)
-        self.losses = GeneratorLosses(config, self.sample_rate_hz).to(world.device)
         self.shared, self.packed = shared, run.parent / "packed"
         mine = range(world.rank, config.micro_batches, world.size)
         self.crops = {stream: self._open_crops(config.data, stream) for stream in mine}
         self.other_crops = self._open_crops(replace(config.data, num_workers=0), 0)
+        if config.init:
+            self._initialise(adversary)
+        self.rvq = config.rvq.build(self.model.config.latent_dim, config.seed) if config.rvq else None
+        self.codec = self._codec_learner()
+        self.adversary, self.discriminator = adversary, self._discriminator_learner(adversary)
+        self.losses = GeneratorLosses(config, self.sample_rate_hz).to(world.device)
         self.utterances = {
             stream: Utterances(
                 shared / config.data.manifest, config.ctc, self.model.config, seed=config.seed, stream=stream
@@ -101,6 +104,40 @@ class Trainer:
         return open_crops(
             data, self.shared, self.packed, self.sample_rate_hz, config.seed, stream, config.micro_batches
         )
+
+    def _initialise(self, adversary: nn.Module | None) -> None:
+        """Load what `config.init` names: a run (autoencoder and discriminator) or a model, which may have to grow."""
+        run = Path(self.config.init)
+        is_run = (run / "model").is_dir()
+        try:
+            source = load_model(run / "model" if is_run else self.config.init)[0]
+            ours, theirs = self.model.config, source.config
+            if (ours.hop_samples, ours.patch_samples) == (theirs.hop_samples, theirs.patch_samples / 2):
+                source = grow(source, self._speech_to_grow_on(), ours.depths[0], self.config.seed)
+            load_fused_state(self.model, fused_state(source))
+        except ValueError as error:
+            raise ValueError(f"init = {self.config.init!r}: {error}") from None
+        if adversary is None:
+            return
+        if not (run / DISCRIMINATOR).is_file():
+            logger.warning(
+                "init = %r has no %s; the discriminator starts from random weights", self.config.init, DISCRIMINATOR
+            )
+            return
+        try:
+            adversary.load_state_dict(load_file(run / DISCRIMINATOR))
+        except (RuntimeError, SafetensorError) as error:
+            first = str(error).splitlines()[-1].strip()
+            raise ValueError(
+                f"init: {run / DISCRIMINATOR} does not fit [adversarial]: {first}; use the architecture and the sizes "
+                "of that run"
+            ) from None
+
+    def _speech_to_grow_on(self) -> Tensor:
+        data = self.config.data
+        num_batches = math.ceil(_GROW_S / (data.batch_size * data.segment_s))
+        crops = [self.other_crops.batch(_GROW_STEP + index) for index in range(num_batches)]
+        return torch.from_numpy(np.concatenate(crops))
 
     def _codec_learner(self) -> Learner:
         config, model = self.config, self.model
@@ -337,26 +374,3 @@ def _generator(*key: int) -> torch.Generator:
 def _on_device(draws: torch.Generator, device: torch.device) -> torch.Generator:
     """A generator that can draw on `device`; on the CPU `draws` itself."""
     return draws if device.type == "cpu" else torch.Generator(device).manual_seed(draws.initial_seed())
-
-
-def _initialise(config: TrainConfig, model: TAAE, adversary: nn.Module | None) -> None:
-    """Load what `config.init` names: a run (autoencoder and discriminator) or a model."""
-    run = Path(config.init)
-    is_run = (run / "model").is_dir()
-    try:
-        load_fused_state(model, fused_state(load_model(run / "model" if is_run else config.init)[0]))
-    except ValueError as error:
-        raise ValueError(f"init = {config.init!r}: {error}") from None
-    if adversary is None:
-        return
-    if not (run / DISCRIMINATOR).is_file():
-        logger.warning("init = %r has no %s; the discriminator starts from random weights", config.init, DISCRIMINATOR)
-        return
-    try:
-        adversary.load_state_dict(load_file(run / DISCRIMINATOR))
-    except (RuntimeError, SafetensorError) as error:
-        first = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"init: {run / DISCRIMINATOR} does not fit [adversarial]: {first}; use the architecture and the sizes of "
-            "that run"
-        ) from None

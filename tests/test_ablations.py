@@ -32,7 +32,15 @@ TINY = TrainConfig(
     rvq=RVQConfig(num_stages=2, codebook_size=8, commitment_weight=0.5),
     data=DataConfig(manifest="speech/train/manifest.jsonl", segment_s=0.32, batch_size=4),
     loss=ReconstructionLossConfig(fft_sizes=(128, 512), num_mels=(16, 40), resolutions_per_step=1),
-    model={"width": 32, "head_dim": 16, "rope_dims": 8, "depths": [1, 1], "window": [7, 8], "patch_samples": 80},
+    model={
+        "width": 32,
+        "head_dim": 16,
+        "rope_dims": 8,
+        "strides": [1, 2],
+        "depths": [1, 1],
+        "window": [7, 8],
+        "patch_samples": 80,
+    },
 )
 
 
@@ -245,7 +253,7 @@ def test_latency_counts_what_is_ahead():
     from taae.checkpoint import random_model
     from taae.codec import Codec
 
-    tiny = {"width": 32, "head_dim": 16, "rope_dims": 8, "depths": [1, 1]}
+    tiny = {"width": 32, "head_dim": 16, "rope_dims": 8, "patch_samples": 320, "strides": [1, 2], "depths": [1, 1]}
     for window, is_causal, frames in (((7, 0), True, 1), ((7, 8), False, 2 * (8 * 1.5 + 12) + 1)):
         values = load_preset("mini").as_dict() | tiny | {"window": window, "is_causal": is_causal}
         found = ablations_run.latency(Codec(*random_model(from_dict(values))), seconds=1, repeats=1)

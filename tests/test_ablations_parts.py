@@ -75,7 +75,15 @@ def test_the_perceptual_term_is_added_with_its_weight(clips, recogniser, tmp_pat
         is_bf16=False,
         data=DataConfig(manifest="manifest.jsonl", segment_s=0.64, batch_size=2),
         loss=ReconstructionLossConfig(fft_sizes=(128, 512), num_mels=(16, 40), resolutions_per_step=2),
-        model={"width": 32, "head_dim": 16, "rope_dims": 8, "depths": [1, 1], "window": [7, 8], "patch_samples": 80},
+        model={
+            "width": 32,
+            "head_dim": 16,
+            "rope_dims": 8,
+            "strides": [1, 2],
+            "depths": [1, 1],
+            "window": [7, 8],
+            "patch_samples": 80,
+        },
     )
     numbers = {}
     for weight in (0.0, 0.5, 1.0):

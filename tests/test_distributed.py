@@ -41,7 +41,15 @@ SGD = TrainConfig(
     adversarial=AdversarialConfig(
         discriminator={"channels": 4, "fft_sizes": [78, 126], "is_frequency_strided": True}, scales_per_step=1
     ),
-    model={"width": 32, "head_dim": 16, "rope_dims": 8, "depths": [1, 1], "window": [7, 8], "patch_samples": 80},
+    model={
+        "width": 32,
+        "head_dim": 16,
+        "rope_dims": 8,
+        "strides": [1, 2],
+        "depths": [1, 1],
+        "window": [7, 8],
+        "patch_samples": 80,
+    },
 )
 ADAMW = dataclasses.replace(
     SGD, optimizer="adamw", adamw_lr=1e-3, discriminator_lr=1e-3, strategy="fsdp", micro_batches=2

@@ -31,7 +31,15 @@ from taae.train import TrainConfig, Trainer, learning_rate_factor, load_config, 
 from taae.training_state import checkpoints
 from taae.utterances import CTCTrainingConfig
 
-TINY_MODEL = {"width": 32, "head_dim": 16, "rope_dims": 8, "depths": [1, 1], "window": [7, 8], "patch_samples": 80}
+TINY_MODEL = {
+    "width": 32,
+    "head_dim": 16,
+    "rope_dims": 8,
+    "strides": [1, 2],
+    "depths": [1, 1],
+    "window": [7, 8],
+    "patch_samples": 80,
+}
 TINY = TrainConfig(
     num_steps=12,
     warmup_steps=2,
@@ -255,6 +263,24 @@ def test_a_causal_stage_starts_from_a_model_that_is_not(data, tmp_path):
     key = "encoder.blocks.0.0.mlp.to_out.weight"
     torch.testing.assert_close(ours[key], first.codec.average[f"model.{key}"])
     assert theirs.keys() == ours.keys()
+
+
+def test_a_stage_starts_from_a_model_with_patches_twice_as_long(data, tmp_path):
+    first = Trainer(TINY, tmp_path / "first", data)
+    first.run.mkdir()
+    first.save()
+    finer = {"patch_samples": TINY_MODEL["patch_samples"] // 2, "strides": [1, 2, 2], "depths": [1, 1, 1]}
+    recipe = dataclasses.replace(TINY, init=str(tmp_path / "first"), model=TINY_MODEL | finer)
+    trainer = Trainer(recipe, tmp_path / "grown", data)
+    key = "blocks.0.0.mlp.to_out.weight"  # the decoder's first block is the encoder's last
+    ours, averaged = dict(trainer.model.named_parameters()), first.codec.average
+    torch.testing.assert_close(ours[f"decoder.{key}"], averaged[f"model.decoder.{key}"])
+    torch.testing.assert_close(ours["encoder.blocks.1.0.mlp.to_out.weight"], averaged[f"model.encoder.{key}"])
+    assert all(math.isfinite(value) for value in trainer.train_step().values())
+
+    deeper = dataclasses.replace(recipe, model=recipe.model | {"depths": [1, 2, 1]})
+    with pytest.raises(ValueError, match="init = .*weights do not fit the model"):
+        Trainer(deeper, tmp_path / "deeper", data)
 
 
 def test_the_ctc_head_learns_to_read_the_latents_and_is_checkpointed(data, tmp_path):
@@ -589,14 +615,14 @@ def test_what_a_recipe_names_must_exist(data, tmp_path):
 def test_a_recipe_overrides_its_preset(tmp_path):
     (tmp_path / "recipe.toml").write_text(
         'preset = "mini"\nnum_steps = 7\n[data]\nbatch_size = 3\n[loss]\nfft_sizes = [256]\nnum_mels = [20]\n'
-        "resolutions_per_step = 1\n[model]\ndepths = [1, 3]\n[model.fsq]\ntrain_levels = [5]\n"
+        "resolutions_per_step = 1\n[model]\ndepths = [1, 1, 3]\n[model.fsq]\ntrain_levels = [5]\n"
     )
     config = load_config(tmp_path / "recipe.toml")
     assert (config.num_steps, config.data.batch_size, config.loss.fft_sizes) == (7, 3, (256,))
     assert config.adversarial is None
     mini = load_preset("mini")
     assert model_config(config) == dataclasses.replace(
-        mini, depths=(1, 3), fsq=dataclasses.replace(mini.fsq, train_levels=(5,))
+        mini, depths=(1, 1, 3), fsq=dataclasses.replace(mini.fsq, train_levels=(5,))
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from taae.files import write_atomic
+from taae.recipe import model_config
 from workbench import notebook
 
 ROOT = notebook.ROOT
@@ -214,9 +215,9 @@ def recogniser_folder(out: Path = RUNS) -> Path:
 
 
 def recipe_sha256(name: str, seed: int, num_steps: int) -> str:
-    """Of everything in the recipe, without where files lie."""
-    variant = variants()[name]
-    values = asdict(recipe(name, seed, num_steps))
+    """Of everything in the recipe, presets looked up, without where files lie."""
+    variant, values = variants()[name], asdict(recipe(name, seed, num_steps))
+    values["model"], values["preset"] = model_config(recipe(name, seed, num_steps)).as_dict(), ""
     values["init"] = recipe_sha256(variant.init, seed, num_steps) if variant.init else ""
     values["recogniser"] = _file()["recogniser"] if variant.recogniser_weight else ""
     values["bottlenecks"] = variant.bottlenecks

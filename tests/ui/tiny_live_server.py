@@ -13,7 +13,7 @@ from taae.model import TAAE
 def tiny_causal_codec() -> Codec:
     """Frames and timing are those of the embedded model, the sound is not speech."""
     torch.manual_seed(0)
-    changes = {"name": "tiny-causal", "width": 64, "depths": (1, 1), "window": (31, 0), "is_causal": True}
+    changes = {"name": "tiny-causal", "width": 64, "depths": (1, 1, 1), "window": (31, 0), "is_causal": True}
     return Codec(TAAE(dataclasses.replace(load_preset("mini"), layer_scale_init=0.5, **changes)), b"tinytiny")
 
 

@@ -21,7 +21,7 @@ CONTROL = "control.invalid"
 def tiny_codec() -> Codec:
     """Files, tokens and timing are real, the sound is not speech."""
     torch.manual_seed(0)
-    config = dataclasses.replace(load_preset("mini"), name="tiny", width=64, depths=(1, 1))
+    config = dataclasses.replace(load_preset("mini"), name="tiny", width=64, depths=(1, 1, 1))
     return Codec(TAAE(config), b"tinytiny")
 
 
