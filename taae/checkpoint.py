@@ -17,6 +17,7 @@ from taae.files import write_atomic
 from taae.model import TAAE
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+RVQ = "rvq.safetensors"  # beside the model folder of a run that had one
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 logger = logging.getLogger(__name__)

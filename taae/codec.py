@@ -17,7 +17,7 @@ from torch import Tensor
 
 from taae.audio import MAX_PEAK, check_rates, loudness_gain, resample, to_mono
 from taae.bitstream import ENCODER_DTYPES, BitstreamError, Bytes, Header, expect_model, pack, read_header, unpack
-from taae.checkpoint import load_model
+from taae.checkpoint import RVQ, load_model
 from taae.config import BottleneckSpec
 from taae.fast import Kernels, is_fast_wanted, speed_up
 from taae.fsq import bottleneck_codes, detokenize, tokenize
@@ -50,6 +50,10 @@ def load(
         RuntimeError: If fast kernels are needed, and this torch has none.
     """
     model, model_id = load_model(source)
+    if (Path(source).resolve().parent / RVQ).is_file():
+        logger.warning(
+            "%s was trained with an RVQ, whose %s is not read here; it gets FSQ or no bottleneck", source, RVQ
+        )
     return Codec(model, model_id, device=device, dtype=dtype, kernels=kernels)
 
 

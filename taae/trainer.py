@@ -24,7 +24,7 @@ from taae.adversarial import (
     generator_weights,
     judge,
 )
-from taae.checkpoint import fused_state, load_fused_state, load_model, save_model
+from taae.checkpoint import RVQ, fused_state, load_fused_state, load_model, save_model
 from taae.data import open_crops
 from taae.discriminators import ScaleOutput
 from taae.distributed import ALONE, World, distribute, frozen, gradient_sync
@@ -41,7 +41,7 @@ from taae.sensitivity import Analysis, sensitivity
 from taae.training_state import checkpoint_sizes, checkpoints, load_checkpoint, save_checkpoint
 from taae.utterances import Spoken, Utterances
 
-DISCRIMINATOR, RVQ = "discriminator.safetensors", "rvq.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from taae import codec
 from taae.config import from_dict, load_preset
 from taae.data import DataConfig
 from taae.fsq import quantize, quantize_hybrid
@@ -157,7 +158,7 @@ def test_a_recipe_is_known_by_its_content_and_not_by_its_folder(tmp_path):
 # An RVQ in the trainer
 
 
-def test_an_rvq_learns_beside_the_autoencoder_and_resumes_to_the_bit(spoken, tmp_path):
+def test_an_rvq_learns_beside_the_autoencoder_and_resumes_to_the_bit(spoken, tmp_path, caplog):
     whole = Trainer(TINY, tmp_path / "whole", spoken)
     before = whole.rvq.stages[0].codebook.clone()
     rows = [whole.train_step() for _ in range(8)]
@@ -175,6 +176,8 @@ def test_an_rvq_learns_beside_the_autoencoder_and_resumes_to_the_bit(spoken, tmp
     again.save()
     stored = load_file(tmp_path / "part" / "rvq.safetensors")
     assert torch.equal(stored["stages.1.codebook"], whole.rvq.stages[1].codebook)
+    codec.load(tmp_path / "part" / "model")
+    assert "was trained with an RVQ, whose rvq.safetensors is not read" in caplog.text
 
 
 def test_the_gradient_of_the_decoder_passes_the_rvq(spoken, tmp_path):

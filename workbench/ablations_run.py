@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from taae.audio import loudness_gain, resample, to_mono
-from taae.codec import Codec, load
+from taae.checkpoint import RVQ, load_model
+from taae.codec import Codec
 from taae.config import BottleneckSpec
 from taae.evaluate import Clip, evaluate, load_mono, read_manifest, summarise
 from taae.files import write_atomic
@@ -133,12 +134,12 @@ def open_run(name: str, run: Path) -> tuple[Codec, RVQCodec | None]:
     from taae.config import build
     from taae.rvq import RVQConfig
 
-    codec = load(run / "model")
+    codec = Codec(*load_model(run / "model"))
     changes = ablations.variants()[name].rvq
     if not changes:
         return codec, None
     rvq = build(RVQConfig, changes, name).build(codec.config.latent_dim)
-    rvq.load_state_dict(load_file(run / "rvq.safetensors"))
+    rvq.load_state_dict(load_file(run / RVQ))
     return codec, RVQCodec(codec, rvq)
 
 
