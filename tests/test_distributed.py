@@ -20,6 +20,7 @@ from taae.data import DataConfig
 from taae.distributed import ALONE, World, distribute, frozen, open_world, whole
 from taae.losses import ReconstructionLossConfig
 from taae.monitor import read_log
+from taae.rvq import RVQConfig
 from taae.train import TrainConfig, Trainer, train
 from taae.training_state import checkpoints
 
@@ -56,13 +57,15 @@ ADAMW = dataclasses.replace(
 )
 MUON_FP16 = dataclasses.replace(ADAMW, optimizer="muon", is_fp16=True, num_steps=2)
 
+RVQ = dataclasses.replace(SGD, adversarial=None, rvq=RVQConfig(num_stages=2, codebook_size=8))
+
 # Each of the two processes runs this: one import of torch for all that they have to show.
 WORKER = """
-import dataclasses, json, sys
+import dataclasses, json, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_distributed import ADAMW, MUON_FP16, SGD
-from taae.distributed import open_world
+from test_distributed import ADAMW, MUON_FP16, RVQ, SGD
+from taae.distributed import open_world, whole
 from taae.train import Trainer, train
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -76,6 +79,14 @@ with open_world("cpu") as world:
     trainer = Trainer(ADAMW, out / "sharded", data, world)
     shares = [parameter.to_local().numel() for parameter in trainer.model.parameters()]
     (out / f"shares-{world.rank}").write_text(str(sum(shares)))
+    for strategy in ("ddp", "fsdp"):
+        trainer = Trainer(dataclasses.replace(RVQ, strategy=strategy), out / "rvq", data, world)
+        states = []
+        for _ in range(2):
+            state = trainer._state()
+            states.append({name: whole(value).clone() for name, value in state.items()})
+            trainer.train_step()
+        torch.save(states, out / f"rvq-{strategy}-{world.rank}")
     try:
         Trainer(dataclasses.replace(SGD, micro_batches=3), out / "odd", data, world)
     except ValueError as error:
@@ -143,6 +154,17 @@ def test_two_processes_with_ddp_equal_one(data, tmp_path, two_processes):
         assert row.keys() == other.keys()  # scales drawn at random are the same on both
         for name in row.keys() - {"audio_per_s", "elapsed_s"}:
             assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_rvq_is_the_same_in_every_process(two_processes, strategy):
+    (start, state), (other_start, other) = (torch.load(two_processes / f"rvq-{strategy}-{rank}") for rank in (0, 1))
+    names = [name for name in state if "codebook" in name]
+    assert len(names) >= 2 and state.keys() == other.keys()
+    for name in state:
+        assert torch.equal(start[name], other_start[name]) and torch.equal(state[name], other[name]), name
+    assert all(not torch.equal(start[name], state[name]) for name in names)
 
 
 @pytest.mark.slow
