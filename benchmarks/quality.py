@@ -79,8 +79,10 @@ def by_length(codec: taae.Codec, clips: list[Clip]) -> dict[str, Any]:
 
 
 def frame_rate(codec: taae.Codec, clips: list[Clip]) -> dict[str, dict[str, float]]:
-    """Modulation at the rates of latents and patches, and energy over the places of a frame: original and decoded."""
+    """Modulation at the rates of all layers, and energy over the places of a frame: original and decoded."""
     frame = round(codec.sample_rate_hz / codec.frame_rate_hz)
+    patches = frame // codec.config.patch_samples
+    rates_hz = [codec.frame_rate_hz * factor for factor in (1, 2, 4) if patches % factor == 0]
     wavs = [wav[: len(wav) // frame * frame] for wav in (_load(codec, clip) for clip in clips)]
     send = partial(codec.reconstruct, bottleneck=BOTTLENECK, sample_rate_hz=codec.sample_rate_hz)
     versions = {"original": wavs, "decoded": [to_mono(send(wav)[0]) for wav in wavs]}
@@ -88,7 +90,7 @@ def frame_rate(codec: taae.Codec, clips: list[Clip]) -> dict[str, dict[str, floa
     for name, version in versions.items():
         lines = {
             f"line at {hz:g} Hz, dB": boundary_line_db(np.concatenate(version), codec.sample_rate_hz, hz)
-            for hz in (codec.frame_rate_hz, 2 * codec.frame_rate_hz)
+            for hz in rates_hz
         }
         table[name] = lines | {"deviation over the frame, dB": fold_deviation_db(version, frame)}
     return table

@@ -242,7 +242,7 @@ def _choices(codec: "Codec") -> list[tuple[str, str]]:
 
 def _header(codec: "Codec") -> str:
     millions = sum(parameter.numel() for parameter in codec.model.parameters()) / 1e6
-    what = "the small embedded one, a first version" if codec.name == "mini" else f"“{escape(codec.name)}”"
+    what = "the small embedded one, still rough" if codec.name == "mini" else f"“{escape(codec.name)}”"
     return f"""<header class="taae masthead"><h1>Hear speech at a few hundred bits per second</h1>
 <p>The model is {what}: {millions:.3g} million parameters, against 950 million in the paper.
 It runs on this machine, and every number on this page is measured on what you hear.</p>
