@@ -24,7 +24,8 @@ class TrainConfig:
     Attributes:
         preset: Model preset to build.
         init: What to start from: a run folder (autoencoder and discriminator), a model folder or an embedded model (the
-            autoencoder); "" for random weights. A model whose patches are twice as long grows first (`taae.grow`).
+            autoencoder); "" for random weights. A model with patches twice as long grows first, and a causal one is
+            fitted to one that is not (`taae.transplant`).
         num_steps: Steps in all; the last `decay_share` of them lower the learning rate linearly to zero.
         micro_batches: Batches of `data.batch_size` crops that one step adds up. Processes share them out, so a recipe
             trains the same on any number of processes that divides it.

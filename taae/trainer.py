@@ -30,7 +30,6 @@ from taae.discriminators import ScaleOutput
 from taae.distributed import ALONE, World, distribute, frozen, gradient_sync
 from taae.files import write_atomic
 from taae.fsq import draw_levels, quantize
-from taae.grow import grow
 from taae.learner import Learner
 from taae.model import TAAE
 from taae.monitor import keep_batch
@@ -39,6 +38,7 @@ from taae.perceptual import CTCHead
 from taae.recipe import TrainConfig, learning_rate_factor, model_config
 from taae.sensitivity import Analysis, sensitivity
 from taae.training_state import checkpoint_sizes, checkpoints, load_checkpoint, save_checkpoint
+from taae.transplant import grow, make_causal
 from taae.utterances import Spoken, Utterances
 
 DISCRIMINATOR = "discriminator.safetensors"
@@ -46,8 +46,8 @@ DISCRIMINATOR = "discriminator.safetensors"
 logger = logging.getLogger(__name__)
 
 # Steps that no training reaches: their crops serve other ends.
-_LEVEL_STEP, _EXAMPLE_STEP, _GROW_STEP = 2**40, 2**41, 2**42
-_GROW_S = 400  # of speech for the least squares
+_LEVEL_STEP, _EXAMPLE_STEP, _FIT_STEP = 2**40, 2**41, 2**42
+_FIT_S = 400  # of speech for least squares
 
 # Shorter than a syllable and longer than a pitch period; its sizes are in no discriminator.
 _ANALYSIS = Analysis(fft_size=600, hop_samples=150)
@@ -106,14 +106,16 @@ class Trainer:
         )
 
     def _initialise(self, adversary: nn.Module | None) -> None:
-        """Load what `config.init` names: a run (autoencoder and discriminator) or a model, which may have to grow."""
+        """Load what `config.init` names: a run (autoencoder and discriminator) or a model, transplanted if need be."""
         run = Path(self.config.init)
         is_run = (run / "model").is_dir()
         try:
             source = load_model(run / "model" if is_run else self.config.init)[0]
             ours, theirs = self.model.config, source.config
             if (ours.hop_samples, ours.patch_samples) == (theirs.hop_samples, theirs.patch_samples / 2):
-                source = grow(source, self._speech_to_grow_on(), ours.depths[0], self.config.seed)
+                source = grow(source, self._speech_to_fit(), ours.depths[0], self.config.seed)
+            elif ours.is_causal and not theirs.is_causal:
+                source = make_causal(source, ours, self._speech_to_fit())
             load_fused_state(self.model, fused_state(source))
         except ValueError as error:
             raise ValueError(f"init = {self.config.init!r}: {error}") from None
@@ -133,10 +135,10 @@ class Trainer:
                 "of that run"
             ) from None
 
-    def _speech_to_grow_on(self) -> Tensor:
+    def _speech_to_fit(self) -> Tensor:
         data = self.config.data
-        num_batches = math.ceil(_GROW_S / (data.batch_size * data.segment_s))
-        crops = [self.other_crops.batch(_GROW_STEP + index) for index in range(num_batches)]
+        num_batches = math.ceil(_FIT_S / (data.batch_size * data.segment_s))
+        crops = [self.other_crops.batch(_FIT_STEP + index) for index in range(num_batches)]
         return torch.from_numpy(np.concatenate(crops))
 
     def _codec_learner(self) -> Learner:

@@ -1,22 +1,22 @@
-"""A trained model with patches half as long: the same sound at first, and room to learn more.
+"""Trained weights in another model, which begins where the first one ended: with half the patch, or causal (A.4).
 
-The last convolution of a decoder writes `patch_samples` samples from `width` channels. Where the width is smaller,
-what it can write is a subspace, and speech itself, projected on it, loses most of its quality (EXPERIMENTS.md). Halving
-the patch doubles the rank. The layers stay as they are; outside of them come a change of rate by 2 and layers at the
-new rate, which do next to nothing until they are trained.
+Least squares on some minutes of speech make up for what no longer fits, taps of convolutions above all; training does
+the rest.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taae.checkpoint import fused_state, load_fused_state
 from taae.config import ModelConfig
 from taae.fsq import quantize
-from taae.model import TAAE
+from taae.model import TAAE, ConvTransposed
 from taae.patching import patchify
 
 _KERNEL = 7  # of the convolutions from and to patches
@@ -41,6 +41,11 @@ def grown_config(config: ModelConfig, depth: int = 1) -> ModelConfig:
 @torch.no_grad()
 def grow(model: TAAE, wav: Float[Tensor, "b 1 n"], depth: int = 1, seed: int = 0) -> TAAE:
     """A model of `grown_config` that sounds like `model`, for training.
+
+    The last convolution of a decoder writes `patch_samples` samples from `width` channels. Where the width is smaller,
+    what it can write is a subspace, and speech itself, projected on it, loses most of its quality (EXPERIMENTS.md).
+    Halving the patch doubles the rank. The layers stay as they are; outside of them come a change of rate by 2 and
+    layers at the new rate, which do next to nothing until they are trained.
 
     Every second frame of the new rate is a frame of the old one, and the frames between are nearly zero. The
     convolutions keep the taps that fit the shorter reach; the least squares of `wav` make up for the others. Of `mini`,
@@ -121,6 +126,79 @@ def _output_taps(model: TAAE, wav: Tensor) -> Tensor:
         for place, tap in zip(places, fitted, strict=True):
             weight[:, :, 2 * place - half - centre] = tap.T
     return weight
+
+
+@torch.no_grad()
+def make_causal(model: TAAE, config: ModelConfig, wav: Float[Tensor, "b 1 n"]) -> TAAE:
+    """A causal model with the weights of `model`, its convolutions fitted one after the other, from input to output.
+
+    The same weights in causal convolutions are the same filters, late: by three patches at either end, by half a frame
+    or more at every change of rate, and training has to undo all of it. Here every tap stays at its time. Those that
+    lie ahead are gone; each convolution is fitted to what that of `model` puts out, from what reaches it in the past.
+
+    Args:
+        model: Not causal, trained, weight norm fused, on the CPU.
+        config: Of the result: causal, any window, all else as in `model`.
+        wav: Some minutes of speech at its rate.
+
+    Raises:
+        ValueError: If `model` is causal already or `config` is not, or their sizes differ.
+    """
+    if model.config.is_causal or not config.is_causal:
+        raise ValueError("make_causal takes a model that is not causal and a configuration that is")
+    causal = TAAE(config, is_fused=True)
+    causal.load_state_dict(model.state_dict())
+    grid = max(model.config.fsq.train_levels)
+
+    def run(of: TAAE) -> None:
+        of.decode_latents(quantize(of.encode_latents(wav), grid))
+
+    for old, new in zip(_convolutions(model), _convolutions(causal), strict=True):
+        (_, wanted), (stream, _) = _seen(old, lambda: run(model)), _seen(new, lambda: run(causal))
+        fit = _fit_transposed if isinstance(new, ConvTransposed) else _fit
+        fit(new, old, stream, wanted)
+    return causal
+
+
+def _convolutions(model: TAAE) -> Iterator[Any]:
+    """From input to output."""
+    for part in (model.encoder, model.decoder):
+        changes = part.downsample if part is model.encoder else part.upsample
+        yield part.conv_in
+        yield from (change for change in changes if not isinstance(change, nn.Identity))
+        yield part.conv_out
+
+
+def _seen(module: nn.Module, run: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    """What goes into and comes out of `module` in a run."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    run()
+    hook.remove()
+    return seen[0]
+
+
+def _fit(new: Any, old: Any, stream: Tensor, wanted: Tensor) -> None:
+    """Weights of a causal convolution of `stream` (b, t, i) for what another puts out, (b, t', o)."""
+    kernel, (stride,) = new.conv.kernel_size[0], new.conv.stride
+    late = new.padding[0] - old.padding[0]
+    taps = F.pad(old.conv.weight, (late, -late))  # (o, i, k)
+    windows = F.pad(stream, (0, 0, *new.padding)).unfold(1, kernel, stride)  # (b, t', i, k)
+    fitted = _refit(
+        windows.flatten(2), taps.flatten(1).T, wanted - new.conv.bias if new.conv.bias is not None else wanted
+    )
+    new.conv.weight.copy_(fitted.T.unflatten(1, (-1, kernel)))
+
+
+def _fit_transposed(new: ConvTransposed, old: ConvTransposed, stream: Tensor, wanted: Tensor) -> None:
+    """The same for a transposed one, whose output frame `stride * s + phase` sees the frames s and s - 1."""
+    stride, weight = new.stride, new.conv.weight  # (i, o, 2 * stride)
+    taps = F.pad(old.conv.weight, (0, old.skip))[..., old.skip :]
+    inputs = torch.cat([stream, F.pad(stream, (0, 0, 1, -1))], dim=-1)
+    for phase in range(stride):
+        prior = torch.cat([taps[..., phase], taps[..., phase + stride]])
+        fitted = _refit(inputs, prior, wanted[:, phase::stride] - new.conv.bias)
+        weight[..., phase], weight[..., phase + stride] = fitted.chunk(2)
 
 
 def _refit(inputs: Tensor, taps: Tensor, wanted: Tensor) -> Tensor:
