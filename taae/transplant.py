@@ -162,16 +162,15 @@ def make_causal(model: TAAE, config: ModelConfig, wav: Float[Tensor, "b 1 n"]) -
 
 def _convolutions(model: TAAE) -> Iterator[Any]:
     """From input to output."""
-    for part in (model.encoder, model.decoder):
-        changes = part.downsample if part is model.encoder else part.upsample
-        yield part.conv_in
-        yield from (change for change in changes if not isinstance(change, nn.Identity))
-        yield part.conv_out
+    encoder, decoder = model.encoder, model.decoder
+    ordered = (encoder.conv_in, *encoder.downsample, encoder.conv_out)
+    ordered += (decoder.conv_in, *decoder.upsample, decoder.conv_out)
+    yield from (module for module in ordered if not isinstance(module, nn.Identity))
 
 
 def _seen(module: nn.Module, run: Callable[[], None]) -> tuple[Tensor, Tensor]:
     """What goes into and comes out of `module` in a run."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Any] = []
     hook = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     run()
     hook.remove()
@@ -184,13 +183,12 @@ def _fit(new: Any, old: Any, stream: Tensor, wanted: Tensor) -> None:
     late = new.padding[0] - old.padding[0]
     taps = F.pad(old.conv.weight, (late, -late))  # (o, i, k)
     windows = F.pad(stream, (0, 0, *new.padding)).unfold(1, kernel, stride)  # (b, t', i, k)
-    fitted = _refit(
-        windows.flatten(2), taps.flatten(1).T, wanted - new.conv.bias if new.conv.bias is not None else wanted
-    )
+    bias = 0 if new.conv.bias is None else new.conv.bias
+    fitted = _refit(windows.flatten(2), taps.flatten(1).T, wanted - bias)
     new.conv.weight.copy_(fitted.T.unflatten(1, (-1, kernel)))
 
 
-def _fit_transposed(new: ConvTransposed, old: ConvTransposed, stream: Tensor, wanted: Tensor) -> None:
+def _fit_transposed(new: Any, old: Any, stream: Tensor, wanted: Tensor) -> None:
     """The same for a transposed one, whose output frame `stride * s + phase` sees the frames s and s - 1."""
     stride, weight = new.stride, new.conv.weight  # (i, o, 2 * stride)
     taps = F.pad(old.conv.weight, (0, old.skip))[..., old.skip :]
