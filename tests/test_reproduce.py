@@ -1,5 +1,6 @@
 """The runner: parameters, the cache, time limits, failures, and the report."""
 
+import ast
 import csv
 import dataclasses
 import json
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -272,3 +274,21 @@ def test_the_command_lists_notebooks_without_running_any():
     answer = CliRunner().invoke(cli.app, ["reproduce", "table02", "--list"])
     assert answer.exit_code == 0 and answer.output.startswith("table02_objective_metrics")
     assert "num_clips=20" in answer.output
+
+
+def test_one_thread_at_a_time_parses_sources(monkeypatch):
+    """CPython 3.11 raises SystemError now and then when two do."""
+    inside, most, parse = [], [], ast.parse
+
+    def slow_parse(source):
+        inside.append(source)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(source)
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", slow_parse)
+    codes = [f"import taae.fsq\nx = {number}" for number in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(sources.files_of, codes))
+    assert max(most) == 1 and len(most) >= 8 and found[0] == found[7]

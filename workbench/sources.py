@@ -8,11 +8,14 @@ import hashlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from workbench.bias import EXAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("taae", "workbench")
+# CPython 3.11 counts the depth of a syntax tree in one place for all threads, and says SystemError when it is wrong.
+_PARSER = Lock()
 # Presets, weights, printed numbers, results, recordings: anything may read them.
 _DATA = (ROOT / "data_manifests", ROOT / "benchmarks" / "results", EXAMPLES)
 
@@ -48,7 +51,9 @@ def _imports_of(path: Path) -> set[Path]:
 
 def _imported(source: str) -> set[Path]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    with _PARSER:
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
