@@ -691,6 +691,7 @@ def test_train_writes_a_model_folder_and_refuses_a_used_one(tmp_path, speech):
         width = 32
         head_dim = 16
         rope_dims = 8
+        strides = [1, 2]
         depths = [1, 1]
         window = [7, 8]
     """
