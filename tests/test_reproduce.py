@@ -280,12 +280,12 @@ def test_one_thread_at_a_time_parses_sources(monkeypatch):
     """CPython 3.11 raises SystemError now and then when two do."""
     inside, most, parse = [], [], ast.parse
 
-    def slow_parse(source):
+    def slow_parse(source, *rest, **named):
         inside.append(source)
         most.append(len(inside))
         time.sleep(0.01)
         inside.remove(source)
-        return parse(source)
+        return parse(source, *rest, **named)
 
     monkeypatch.setattr(ast, "parse", slow_parse)
     codes = [f"import taae.fsq\nx = {number}" for number in range(8)]
