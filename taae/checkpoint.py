@@ -1,4 +1,7 @@
-"""A model is a folder: model.safetensors (weight norm fused) and config.json. Training state lies elsewhere."""
+"""A model is a folder: model.safetensors (weight norm fused) and config.json. Training state lies elsewhere.
+
+The decoder may lie in a file of its own, decoder.safetensors, where one file would be too large for version control.
+"""
 
 import hashlib
 import json
@@ -16,21 +19,28 @@ from taae.config import ModelConfig, from_dict, load_preset, preset_names
 from taae.files import write_atomic
 from taae.model import TAAE
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, DECODER, CONFIG = "model.safetensors", "decoder.safetensors", "config.json"
 RVQ = "rvq.safetensors"  # beside the model folder of a run that had one
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 logger = logging.getLogger(__name__)
 
 
-def save_model(model: TAAE, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_model(
+    model: TAAE, folder: Path, dtype: torch.dtype = torch.float32, *, has_decoder_file: bool = False
+) -> None:
     """Write a model folder; each file appears whole or not at all. Matrices get `dtype`, vectors stay float32."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for key, tensor in fused_state(model).items():
         tensors[key] = tensor.to(dtype if tensor.dim() > 1 else torch.float32).contiguous().cpu()
     config = json.dumps({"model": model.config.as_dict()}, indent=2) + "\n"
-    write_atomic(folder / WEIGHTS, save(tensors), force=True)
+    apart = {key: value for key, value in tensors.items() if has_decoder_file and key.startswith("decoder.")}
+    write_atomic(folder / WEIGHTS, save({key: tensors[key] for key in tensors if key not in apart}), force=True)
+    if apart:
+        write_atomic(folder / DECODER, save(apart), force=True)
+    else:
+        (folder / DECODER).unlink(missing_ok=True)
     write_atomic(folder / CONFIG, config.encode(), force=True)
 
 
@@ -110,14 +120,20 @@ def _load_folder(folder: Path) -> tuple[TAAE, bytes]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error!r}") from None
     config = from_dict(values, str(folder / CONFIG))
-    try:
-        state = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from None
+    files = [folder / name for name in (WEIGHTS, DECODER) if (folder / name).is_file()]
+    state: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            more = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if twice := sorted(state.keys() & more.keys()):
+            raise ValueError(f"{folder} holds weights twice: {twice[0]} is in {WEIGHTS} and in {DECODER}; remove one")
+        state |= more
     with torch.device("meta"):
         model = TAAE(config, is_fused=True)
     model.to_empty(device="cpu")
     load_fused_state(model, {key: value.float() for key, value in state.items()})
     # The values as written: a field that a later version adds must not make old `.taae` files unreadable.
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes() + json.dumps(values, sort_keys=True).encode())
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files) + json.dumps(values, sort_keys=True).encode())
     return model.eval(), digest.digest()[:8]

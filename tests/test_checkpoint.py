@@ -47,6 +47,32 @@ def test_a_folder_in_bfloat16_halves_the_matrices_and_keeps_the_vectors(tmp_path
     assert 0 < error < 0.02  # bf16 has 8 bits of mantissa
 
 
+def test_the_decoder_may_have_a_file_of_its_own(tmp_path):
+    model = random_model(TINY)[0]
+    save_model(model, tmp_path, has_decoder_file=True)
+    assert all(key.startswith("decoder.") for key in load_file(tmp_path / "decoder.safetensors"))
+    loaded, identity = load_model(tmp_path)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+    (tmp_path / "decoder.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="decoder.safetensors is damaged"):
+        load_model(tmp_path)
+    (tmp_path / "decoder.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"weights do not fit the model: missing \['decoder\."):
+        load_model(tmp_path)
+    with torch.no_grad():
+        model.decoder.conv_in.conv.weight.mul_(2)
+    save_model(model, tmp_path, has_decoder_file=True)
+    assert load_model(tmp_path)[1] != identity, "the decoder counts"
+    decoder = (tmp_path / "decoder.safetensors").read_bytes()
+    save_model(model, tmp_path)
+    assert not (tmp_path / "decoder.safetensors").exists()
+    (tmp_path / "decoder.safetensors").write_bytes(decoder)
+    with pytest.raises(ValueError, match="holds weights twice: decoder.* remove one"):
+        load_model(tmp_path)
+
+
 def test_the_identity_depends_on_weights_and_configuration_and_on_nothing_else(tmp_path):
     model = random_model(TINY)[0]
     for name in ("one", "two"):
