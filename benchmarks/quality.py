@@ -25,7 +25,7 @@ from workbench import baselines
 from workbench.baselines import CODEC2_MODES
 from workbench.compare import BOTTLENECKS
 from workbench.metrics_extra import available
-from workbench.quality import boundary_line_db, fold_deviation_db, quality_by_length
+from workbench.quality import boundary_line_db, fold_deviation_db, modulation_depth, quality_by_length
 from workbench.recognition import wer_table
 
 METRICS = ("pesq_raw_nb", "stoi", "estoi", "mel_distance", "stft_distance")
@@ -88,10 +88,10 @@ def frame_rate(codec: taae.Codec, clips: list[Clip]) -> dict[str, dict[str, floa
     versions = {"original": wavs, "decoded": [to_mono(send(wav)[0]) for wav in wavs]}
     table = {}
     for name, version in versions.items():
-        lines = {
-            f"line at {hz:g} Hz, dB": boundary_line_db(np.concatenate(version), codec.sample_rate_hz, hz)
-            for hz in rates_hz
-        }
+        joined, lines = np.concatenate(version), {}
+        for hz in rates_hz:
+            lines[f"line at {hz:g} Hz, dB"] = boundary_line_db(joined, codec.sample_rate_hz, hz)
+            lines[f"depth at {hz:g} Hz"] = modulation_depth(joined, codec.sample_rate_hz, hz)
         table[name] = lines | {"deviation over the frame, dB": fold_deviation_db(version, frame)}
     return table
 
@@ -173,7 +173,7 @@ def main() -> None:
                 pesq, stoi = _interval(row["pesq_raw_nb"], 2), _interval(row["stoi"], 3)
                 print(f"| {label} | {row['stoi']['num_clips']} | {pesq} | {stoi} |")
         for label, row in more["frame_rate"].items():
-            print(f"| {label} | " + " | ".join(f"{key}: {value:.1f}" for key, value in row.items()) + " |")
+            print(f"| {label} | " + " | ".join(f"{key}: {value:.3g}" for key, value in row.items()) + " |")
         found[name] = more
     try:
         found["words"] = words(codecs, arguments.manifest, arguments.language)

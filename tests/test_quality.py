@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from workbench.figures_quality import quality_over_bitrate
-from workbench.quality import boundary_line_db, fold_deviation_db, quality_by_length
+from workbench.quality import boundary_line_db, fold_deviation_db, modulation_depth, quality_by_length
 
 RATE_HZ = 16000
 
@@ -61,9 +61,21 @@ def test_clicks_at_the_frame_rate_make_a_line_and_their_absence_makes_none(line_
     assert boundary_line_db(moved, RATE_HZ, line_hz) < 6
 
 
-def test_a_modulation_line_needs_two_seconds():
+@pytest.mark.parametrize("line_hz", [25, 50, 100])
+def test_the_depth_of_a_modulation_is_that_of_its_envelope(line_hz):
+    noise = np.random.default_rng(3).standard_normal(60 * RATE_HZ)
+    wave = np.cos(2 * np.pi * line_hz * np.arange(len(noise)) / RATE_HZ + 1)
+    for depth in (0.03, 0.1):
+        # The steps of 2.5 ms average a little of it away.
+        found = modulation_depth((1 + depth * wave) * noise, RATE_HZ, line_hz)
+        assert found == pytest.approx(depth * np.sinc(line_hz / 400), abs=0.006)
+    assert modulation_depth(noise, RATE_HZ, line_hz) < 0.006
+
+
+@pytest.mark.parametrize("measure", [boundary_line_db, modulation_depth])
+def test_a_modulation_line_needs_two_seconds(measure):
     with pytest.raises(ValueError, match="two seconds at least are needed, got 1.00 s"):
-        boundary_line_db(speech_like(1), RATE_HZ, 25)
+        measure(speech_like(1), RATE_HZ, 25)
 
 
 def test_energy_that_pulses_with_the_frame_is_measured_in_decibels():
