@@ -79,7 +79,7 @@ def _about(record: Row) -> str:
 
 def _sections(record: Row) -> Iterable[str]:
     rows = record["rows"]
-    for name, title in (("mini", "`mini`, 7.9M"), ("paper-950m", "`paper-950m`")):
+    for name, title in (("mini", "`mini`"), ("paper-950m", "`paper-950m`")):
         yield _codec_table([row for row in rows if row["kind"] == "codec" and row["name"] == name], name, title)
     yield _peer_table(rows)
     yield _scaling_table(rows)
