@@ -147,7 +147,7 @@ def make_causal(model: TAAE, config: ModelConfig, wav: Float[Tensor, "b 1 n"]) -
     if model.config.is_causal or not config.is_causal:
         raise ValueError("make_causal takes a model that is not causal and a configuration that is")
     causal = TAAE(config, is_fused=True)
-    causal.load_state_dict(model.state_dict())
+    load_fused_state(causal, fused_state(model))
     grid = max(model.config.fsq.train_levels)
 
     def run(of: TAAE) -> None:

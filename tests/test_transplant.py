@@ -143,3 +143,5 @@ def test_only_a_model_that_is_not_causal_is_made_causal(speech):
         make_causal(model, TINY, speech)
     with pytest.raises(ValueError, match="takes a model that is not causal and a configuration that is"):
         make_causal(random_model(causal_config(TINY))[0], causal_config(TINY), speech)
+    with pytest.raises(ValueError, match="weights do not fit the model"):
+        make_causal(model, dataclasses.replace(causal_config(TINY), width=64), speech)
